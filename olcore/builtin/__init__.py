@@ -1,0 +1,1 @@
+"""The defaults of olcore, registered through the same hooks as any plugin."""

@@ -1,0 +1,1 @@
+"""The olcore program, one module for each group of commands."""

@@ -1,0 +1,5 @@
+"""The olcore program."""
+
+
+def main() -> None:
+    """Run."""

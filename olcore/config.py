@@ -1,0 +1,261 @@
+"""A worker's configuration: schema, defaults, merge and checks; the only reader of the environment.
+
+template.json and worker-<N>.json are one JSON object: the core's keys (the fields of ``Config``) beside one object for
+each backend, under the backend's name (its ``settings`` struct). Every installed backend's object is checked, not only
+the chosen one's, so that switching to a backend never meets a surprise.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from olcore.errors import ConfigError
+from olcore.interfaces import Limits, Network
+
+Port = Annotated[int, Meta(ge=0, le=65535)]
+Positive = Annotated[int, Meta(ge=1)]
+NotNegative = Annotated[int, Meta(ge=0)]
+Seconds = Annotated[float, Meta(gt=0)]
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The core's keys. A relative path is relative to the folder of the file that it stands in."""
+
+    cluster_name: str = ""
+    """Label on what the worker makes outside its folder; empty means the cluster's absolute path."""
+    sandbox: str = "sock"
+    """Sandbox backend."""
+    registry: str = "local"
+    """Registry backend."""
+    scheduler: str = "lifo"
+    """Scheduler."""
+    import_cache: str = ""
+    """Import cache; empty means none."""
+    worker_host: str = "127.0.0.1"
+    """Address to listen on."""
+    worker_port: Port = 8080
+    """Port to listen on; a number, also as text."""
+    worker_dir: str = ""
+    """The worker's own state; empty means ``workers/<name>``."""
+    registry_dir: str = "registry"
+    """The local handler store."""
+    packages_dir: str = "packages"
+    """Where wheels are installed; ``/packages`` inside."""
+    base_dir: str = "base"
+    """Root file system of sandboxes; an empty folder means the backend's default."""
+    network: Network = Network.NONE
+    """What handlers can reach: ``none``, ``nat`` or ``host``."""
+    limits: Limits = Limits()
+    """What one instance may use, unless its handler says otherwise."""
+    max_limits: Limits = Limits(
+        memory_mb=2048,
+        cpu_percent=400,
+        max_processes=1024,
+        scratch_mb=1024,
+        tmp_mb=1024,
+        timeout_s=900.0,
+        max_body_mb=64.0,
+        max_result_mb=64.0,
+    )
+    """What a handler's own ``olcore.toml`` may ask for at most."""
+    max_instances: NotNegative = 0
+    """Instances of one handler at once; 0 means 4 for each core."""
+    max_queue: NotNegative = 100
+    """Requests of one handler that may wait; one more is answered 429."""
+    idle_timeout_s: Seconds = 300.0
+    """An instance that is idle for so long is destroyed."""
+    pause_after_ms: NotNegative = 1000
+    """An instance that is idle for so long is frozen; 0 means never."""
+    memory_pool_mb: NotNegative = 0
+    """What the instances of the worker may use together, by their limits; 0 means 80 % of the machine's memory."""
+    drain_timeout_s: Seconds = 30.0
+    """How long a stopping worker waits for requests in flight."""
+    registry_cache_ms: NotNegative = 5000
+    """How old an answer of a remote registry may be."""
+    registry_timeout_s: Seconds = 10.0
+    """No call of a registry may take longer."""
+    max_bundle_mb: Positive = 250
+    """A handler may not unpack to more MiB."""
+    max_bundle_files: Positive = 20000
+    """A handler may not have more files."""
+    cors: bool = False
+    """Whether to answer OPTIONS and to send CORS headers that allow every origin."""
+    log_level: str = "info"
+    """``debug``, ``info``, ``warning`` or ``error``."""
+
+
+SUCCESSORS = {
+    "registry_server": "s3.endpoint",
+    "registry_access_key": "s3.key",
+    "registry_secret_key": "s3.secret",
+    "pip_mirror": "package_index",
+    "Pkgs_dir": "packages_dir",
+    "pkgs_dir": "packages_dir",
+    "SOCK_base_path": "base_dir",
+    "sock_base_path": "base_dir",
+    "reg_dir": "registry_dir",
+    "max_runners": "max_instances",
+    "handler_cache_size": "memory_pool_mb (in MiB, not KB)",
+    "import_cache_size": "import_cache (and that backend's own size)",
+    "cg_pool_size": "sock.stem_cells",
+    "sandbox_config": "limits.max_processes",
+    "startup_pkgs": "packages.txt beside the handler",
+    "benchmark_log": "olcore's bench folder",
+    "timing": "log_level",
+    "Skip_pull_existing": "nothing; it was for tests",
+}
+"""Keys of OpenLambda's configuration that mean something else here, and what took their place."""
+
+Sections = Mapping[str, type[msgspec.Struct]]
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """A checked configuration: the core's part, and each backend's by its name."""
+
+    core: Config
+    backends: Mapping[str, msgspec.Struct]
+
+
+def defaults(sections: Sections) -> dict[str, Any]:
+    """Write down every key with its default, the core's first.
+
+    Args:
+        sections: Each backend's settings by its name.
+    """
+    whole: dict[str, Any] = msgspec.to_builtins(Config())
+    for name, schema in sorted(sections.items()):
+        whole[name] = msgspec.to_builtins(schema())
+    return whole
+
+
+def merge(target: Any, patch: Any) -> Any:
+    """Apply a JSON merge patch (RFC 7396): objects merge, ``null`` removes, all else replaces."""
+    if not isinstance(patch, dict):
+        return patch
+    result = dict(target) if isinstance(target, dict) else {}
+    for key, value in patch.items():
+        if value is None:
+            result.pop(key, None)
+        else:
+            result[key] = merge(result.get(key), value)
+    return result
+
+
+def check(raw: Mapping[str, Any], sections: Sections, where: str = "the configuration") -> Settings:
+    """Check a configuration against the schema of the core and of every installed backend.
+
+    Args:
+        raw: The JSON object.
+        sections: Each backend's settings by its name.
+        where: Named in errors.
+
+    Raises:
+        ConfigError: An unknown key (with the nearest known one), a wrong type or value (with path and expectation).
+    """
+    core: dict[str, Any] = {}
+    backends: dict[str, msgspec.Struct] = {name: schema() for name, schema in sections.items()}
+    for key, value in raw.items():
+        if key in Config.__struct_fields__:
+            core[key] = int(value) if key == "worker_port" and str(value).isdecimal() else value
+        elif key in sections:
+            backends[key] = _convert(value, sections[key], f"{where}: {key}", f"$.{key}")
+        else:
+            raise unknown_key(key, [*Config.__struct_fields__, *sections], where)
+    return Settings(_convert(core, Config, where, "$"), backends)
+
+
+def unknown_key(key: str, known: list[str], where: str) -> ConfigError:
+    """Make the error for a key that nothing knows, naming its successor or the nearest known key."""
+    if key in SUCCESSORS:
+        return ConfigError(f"{where}: {key!r} is OpenLambda's; here it is {SUCCESSORS[key]}")
+    near = difflib.get_close_matches(key, known, 1)
+    hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(sorted(known))}"
+    return ConfigError(f"{where}: unknown key {key!r}", hint=hint)
+
+
+def _convert(value: Any, schema: type[msgspec.Struct], where: str, path: str) -> Any:
+    if isinstance(value, dict):
+        _refuse_unknown(value, schema, where, path)
+    try:
+        return msgspec.convert(value, schema)
+    except msgspec.ValidationError as error:
+        said = (
+            str(error).replace(" `$", f" `{path}", 1)
+            if "`$" in str(error)
+            else f"{error} - at `{path}`"
+        )
+        raise ConfigError(f"{where}: {said}") from error
+
+
+def _refuse_unknown(
+    value: dict[str, Any], schema: type[msgspec.Struct], where: str, path: str
+) -> None:
+    # msgspec names an unknown field too, but not the nearest known one.
+    fields = {field.encode_name: field.type for field in msgspec.structs.fields(schema)}
+    for key, inner in value.items():
+        if key not in fields:
+            raise unknown_key(key, list(fields), f"{where}, at `{path}`")
+        kind = fields[key]
+        if isinstance(inner, dict) and isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+            _refuse_unknown(inner, kind, where, f"{path}.{key}")
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Read a JSON object from *path*.
+
+    Raises:
+        ConfigError: It cannot be read, is not JSON (with line and column) or no object.
+    """
+    try:
+        text = path.read_text()
+    except OSError as error:
+        raise ConfigError(f"cannot read {str(path)!r}: {error.strerror}") from error
+    return parse(text, str(path))
+
+
+def parse(text: str, where: str) -> dict[str, Any]:
+    """Parse *text* as a JSON object; *where* is named in errors.
+
+    Raises:
+        ConfigError: It is not JSON (with line and column), or no object.
+    """
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ConfigError(
+            f"{where}: not JSON: {error.msg} at line {error.lineno} column {error.colno}"
+        ) from error
+    if not isinstance(value, dict):
+        raise ConfigError(f"{where}: expected a JSON object, got {type(value).__name__}")
+    return value
+
+
+def write(path: Path, raw: Mapping[str, Any]) -> None:
+    """Write *raw* to *path* so that a reader sees the old text or the new, never a part; mode 0600, for secrets."""
+    fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(fd, "w") as file:
+            json.dump(raw, file, indent=2)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def cluster_from_environment() -> str | None:
+    """Say which cluster ``$OLCORE_CLUSTER`` names, if any."""
+    return os.environ.get("OLCORE_CLUSTER") or None

@@ -1,0 +1,1 @@
+"""The worker's own logic: it knows no HTTP and no backend."""

@@ -1,0 +1,124 @@
+"""The contract of a registry backend: where handlers are stored, and under which version."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic
+
+import msgspec
+
+from olcore.interfaces.sandbox import Settings
+
+
+class HandlerVersion(msgspec.Struct, frozen=True, kw_only=True):
+    """One version of one handler's code; code of one version never changes."""
+
+    name: str
+    version: str
+    """The content's identity, such as an etag; ``[A-Za-z0-9._-]``, at most 128 characters, safe in a path."""
+
+
+class Registry(ABC):
+    """Where handlers are stored.
+
+    Names are checked before they come here: ``[A-Za-z0-9._-]``, at most 128 characters, neither ``.`` nor ``..``.
+    Every call ends within the backend's own time limit. After ``close`` no method is called.
+
+    Every method may raise:
+        RegistryUnavailableError: It does not answer, or refuses us; may be tried again.
+        RegistryError: It answers with something unusable.
+    """
+
+    remote: bool = False
+    """Whether ``lookup`` costs I/O; the core then asks at most every ``registry_cache_ms`` for one name."""
+    writable: bool = False
+    """Whether ``publish`` and ``remove`` work; both raise RegistryError where it is ``False``."""
+
+    @abstractmethod
+    async def start(self) -> None:
+        """Prepare; called once, before any other method, inside the running loop."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Undo ``start``; idempotent, never raises."""
+
+    @abstractmethod
+    async def lookup(self, name: str) -> HandlerVersion:
+        """Say which version of *name* is the newest; on the path of every request, so it must be quick.
+
+        Raises:
+            HandlerNotFoundError: There is no handler of that name.
+        """
+
+    @abstractmethod
+    async def pull(self, version: HandlerVersion, target: Path) -> HandlerVersion:
+        """Fill the empty folder *target* with the code, entry file at its top, and say which version that was.
+
+        The answer differs from *version* when the handler changed since the lookup. On failure *target* may hold
+        anything: the core removes it. Nothing is written outside *target*, whatever the bundle says.
+
+        Raises:
+            HandlerNotFoundError: It is gone by now.
+            HandlerInvalidError: The bundle is damaged or unsafe; names the fault and the member.
+        """
+
+    @abstractmethod
+    async def names(self) -> Sequence[HandlerVersion]:
+        """List every handler, sorted by name."""
+
+    @abstractmethod
+    async def publish(
+        self, name: str, bundle: Path, if_version: str | None = None
+    ) -> HandlerVersion:
+        """Store the ``.tar.gz`` at *bundle* as the newest version of *name*: all of it or nothing, readers see no half.
+
+        Args:
+            name: The handler's name.
+            bundle: A bundle that has been validated.
+            if_version: Refuse unless this is the present version; ``""`` means that there must be none.
+
+        Raises:
+            ConflictError: The present version is another one.
+        """
+
+    @abstractmethod
+    async def remove(self, name: str, if_version: str | None = None) -> None:
+        """Remove *name*.
+
+        Raises:
+            HandlerNotFoundError: There is no handler of that name.
+            ConflictError: The present version is not *if_version*.
+        """
+
+
+def _usable(_settings: object) -> str | None:
+    return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RegistryBackend(Generic[Settings]):
+    """The description of a registry backend; ``make`` imports the heavy part late."""
+
+    name: str
+    summary: str
+    settings: type[Settings]
+    """A msgspec struct with a default for every field. A string field ``dir`` that is empty means the cluster's ``registry``."""
+    make: Callable[[RegistryContext, Settings], Registry]
+    why_unusable: Callable[[Settings], str | None] = _usable
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RegistryContext:
+    """What a registry backend is told by who uses it: a worker, or a command such as ``upload``."""
+
+    registry_dir: Path
+    """The local handler store (``registry_dir`` in the configuration)."""
+    timeout_s: float
+    """No call may take longer (``registry_timeout_s``)."""
+    max_bundle_mb: int
+    """Refuse a bundle that unpacks to more MiB."""
+    max_bundle_files: int
+    """Refuse a bundle with more members."""

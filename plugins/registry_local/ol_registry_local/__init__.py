@@ -1,0 +1,1 @@
+"""The local handler store of olcore: a folder for each handler."""

@@ -1,0 +1,1 @@
+"""SOCK, the sandbox of olcore that starts in milliseconds: forked, never executed."""

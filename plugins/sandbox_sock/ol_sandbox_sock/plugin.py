@@ -1,0 +1,1 @@
+"""Registers this plugin's backends with olcore."""
