@@ -256,6 +256,33 @@ def write(path: Path, raw: Mapping[str, Any]) -> None:
         raise
 
 
+def resolve(core: Config, file: Path) -> Config:
+    """Make every path absolute and fill in what depends on where the configuration stands.
+
+    Args:
+        core: What *file* says.
+        file: Relative paths count from its folder; its stem is the worker's name.
+    """
+    folder = file.absolute().parent
+
+    def absolute(path: str) -> str:
+        return os.path.normpath(folder / path)
+
+    return msgspec.structs.replace(
+        core,
+        cluster_name=core.cluster_name or str(folder),
+        worker_dir=absolute(core.worker_dir or f"workers/{file.stem}"),
+        registry_dir=absolute(core.registry_dir),
+        packages_dir=absolute(core.packages_dir),
+        base_dir=absolute(core.base_dir),
+    )
+
+
 def cluster_from_environment() -> str | None:
     """Say which cluster ``$OLCORE_CLUSTER`` names, if any."""
     return os.environ.get("OLCORE_CLUSTER") or None
+
+
+def is_debug_hooks() -> bool:
+    """Say whether ``$OLCORE_DEBUG_HOOKS`` asks for each hook call to be printed."""
+    return os.environ.get("OLCORE_DEBUG_HOOKS", "0") not in ("", "0")
