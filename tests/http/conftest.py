@@ -74,7 +74,8 @@ def gate() -> Gate:
 @pytest.fixture
 def make_client(echo: Echo, gate: Gate) -> Callable[..., falcon.testing.TestClient]:
     def make(**options: Any) -> falcon.testing.TestClient:
-        app: App = make_app(echo, INFO, gate, HttpOptions(**{"max_body_mb": 1.0, **options}))  # type: ignore[arg-type]
+        manager: Any = echo
+        app: App = make_app(manager, INFO, gate, HttpOptions(**{"max_body_mb": 1.0, **options}))
         return falcon.testing.TestClient(app)
 
     return make

@@ -1,0 +1,259 @@
+"""Puts one worker together out of its configuration; the only module that knows every part."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import logging
+import os
+import shutil
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from olcore.cluster import WorkerDir
+from olcore.errors import ClusterError, ConfigError
+from olcore.handlers.manager import Manager, Options
+from olcore.handlers.packages import Packages
+from olcore.http import App, Gate, HttpOptions, make_app
+from olcore.interfaces import (
+    ImportCache,
+    Registry,
+    RegistryContext,
+    SandboxPool,
+    WorkerContext,
+    WorkerInfo,
+    ZygotePool,
+)
+
+if TYPE_CHECKING:
+    from olcore.config import Settings
+    from olcore.plugins import Plugins
+
+log = logging.getLogger(__name__)
+
+_PREDECESSOR_S = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Places:
+    """Every path of one worker, absolute."""
+
+    cluster_name: str
+    worker_dir: WorkerDir
+    registry_dir: Path
+    packages_dir: Path
+    base_dir: Path
+
+    @classmethod
+    def of(cls, config_file: Path, settings: Settings) -> Places:
+        """Work them out: a relative path is relative to the folder of the file that it stands in.
+
+        Args:
+            config_file: The worker's configuration; in a cluster it is ``config/<name>.json``.
+            settings: What it says.
+        """
+        folder = config_file.resolve().parent
+        root = folder.parent if folder.name == "config" else folder
+        core = settings.core
+        worker_dir = (
+            folder / core.worker_dir if core.worker_dir else root / "workers" / config_file.stem
+        )
+        return cls(
+            cluster_name=core.cluster_name or str(root),
+            worker_dir=WorkerDir(worker_dir),
+            registry_dir=folder / core.registry_dir,
+            packages_dir=folder / core.packages_dir,
+            base_dir=folder / core.base_dir,
+        )
+
+
+class Worker:
+    """One worker process's parts, from ``start`` to ``stop``.
+
+    Args:
+        config_file: Where *settings* were read from; its name is the worker's.
+        settings: The checked configuration.
+        plugins: Loaded.
+        url: Where it listens.
+    """
+
+    def __init__(self, config_file: Path, settings: Settings, plugins: Plugins, url: str) -> None:
+        core = settings.core
+        self._settings = settings
+        self._plugins = plugins
+        self._places = Places.of(config_file, settings)
+        self._gate = Gate()
+        self._undo = AsyncExitStack()
+        self.info = WorkerInfo(
+            cluster_name=self._places.cluster_name,
+            worker_name=self._places.worker_dir.name,
+            url=url,
+            sandbox=core.sandbox,
+            registry=core.registry,
+        )
+
+    async def start(self) -> App:
+        """Make every part, bottom up, and answer with the application that serves them.
+
+        Call it in the main thread: a sandbox backend starts processes here that die with the thread that started them.
+
+        Raises:
+            OlcoreError: Something is missing or broken; whatever was made is undone.
+        """
+        core = self._settings.core
+        self._plugins.require_usable(self._settings)
+        async with AsyncExitStack() as undo:
+            await self._own_folder(undo)
+            pool = await self._start_pool(undo)
+            registry = await self._start_registry(undo)
+            scheduler = self._plugins.scheduler(core.scheduler)
+            manager = Manager(
+                pool=pool,
+                registry=registry,
+                scheduler=scheduler.make(self._settings.backends[core.scheduler]),
+                import_cache=await self._start_import_cache(undo, pool),
+                packages=Packages(self._places.packages_dir, await pool.probe()),
+                options=_options(self._settings, self._places),
+                worker_dir=self._places.worker_dir,
+                emit=self._plugins.emit,
+            )
+            await manager.start()
+            undo.push_async_callback(manager.close, 0.0)
+            app = make_app(manager, self.info, self._gate, _http_options(self._settings))
+            self._undo = undo.pop_all()
+        self._plugins.emit("ol_worker_started", worker=self.info)
+        log.info("worker %s serves at %s", self.info.worker_name, self.info.url)
+        return app
+
+    def drain(self) -> None:
+        """Turn new requests away from now on; those in flight go on."""
+        self._gate.close()
+
+    async def stop(self) -> None:
+        """Cut off the requests that still run, and undo ``start``."""
+        self.drain()
+        self._plugins.emit("ol_worker_stopping", worker=self.info)
+        self._plugins.flush()
+        await self._undo.aclose()
+        self._plugins.flush()
+        log.info("worker %s has stopped", self.info.worker_name)
+
+    async def _own_folder(self, undo: AsyncExitStack) -> None:
+        worker_dir = self._places.worker_dir
+        worker_dir.root.mkdir(parents=True, exist_ok=True)
+        lock = os.open(worker_dir.root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        undo.callback(os.close, lock)
+        # A predecessor that was killed may be ending still, and one that lost its arbiter is on its way: a folder with
+        # two owners would have each clean away what the other runs.
+        deadline = asyncio.get_running_loop().time() + _PREDECESSOR_S
+        while not _is_locked(lock):
+            if asyncio.get_running_loop().time() > deadline:
+                raise ClusterError(
+                    f"another worker uses {str(worker_dir.root)!r}",
+                    hint="stop it, or give this one a worker_dir of its own",
+                )
+            await asyncio.sleep(0.05)
+        self._clean()
+
+    def _clean(self) -> None:
+        core = self._settings.core
+        backend = self._plugins.sandbox(core.sandbox)
+        context = self._context()
+        for removed in backend.clean(context, self._settings.backends[core.sandbox]):
+            log.info("removed what a predecessor left: %s", removed)
+        worker_dir = self._places.worker_dir
+        for folder in (worker_dir.handlers, worker_dir.import_cache):
+            if folder.is_dir():
+                # rmtree works through directory descriptors and follows no link that a handler may have put there.
+                shutil.rmtree(folder)
+        for folder in (worker_dir.handlers, worker_dir.code, worker_dir.backend(core.sandbox)):
+            folder.mkdir(exist_ok=True)
+        self._places.packages_dir.mkdir(parents=True, exist_ok=True)
+        self._places.base_dir.mkdir(parents=True, exist_ok=True)
+
+    def _context(self) -> WorkerContext:
+        core = self._settings.core
+        return WorkerContext(
+            cluster_name=self._places.cluster_name,
+            worker_name=self._places.worker_dir.name,
+            worker_dir=self._places.worker_dir.root,
+            base_dir=self._places.base_dir,
+            packages_dir=self._places.packages_dir,
+            limits=core.limits,
+            network=core.network,
+        )
+
+    async def _start_pool(self, undo: AsyncExitStack) -> SandboxPool:
+        name = self._settings.core.sandbox
+        backend = self._plugins.sandbox(name)
+        pool = backend.make(self._context(), self._settings.backends[name])
+        undo.push_async_callback(pool.close)
+        await pool.start()
+        return pool
+
+    async def _start_registry(self, undo: AsyncExitStack) -> Registry:
+        core = self._settings.core
+        context = RegistryContext(
+            registry_dir=self._places.registry_dir,
+            timeout_s=core.registry_timeout_s,
+            max_bundle_mb=core.max_bundle_mb,
+            max_bundle_files=core.max_bundle_files,
+        )
+        backend = self._plugins.registry(core.registry)
+        registry = backend.make(context, self._settings.backends[core.registry])
+        undo.push_async_callback(registry.close)
+        await registry.start()
+        return registry
+
+    async def _start_import_cache(
+        self, undo: AsyncExitStack, pool: SandboxPool
+    ) -> ImportCache | None:
+        name = self._settings.core.import_cache
+        if not name:
+            return None
+        if not isinstance(pool, ZygotePool):
+            raise ConfigError(
+                f"the import cache {name!r} needs a sandbox with zygotes, and "
+                f"{self._settings.core.sandbox!r} has none",
+                hint="set import_cache to an empty text, or sandbox to one such as 'sock'",
+            )
+        backend = self._plugins.import_cache(name)
+        cache = backend.make(self._context(), self._settings.backends[name], pool)
+        undo.push_async_callback(cache.close)
+        await cache.start()
+        return cache
+
+
+def _is_locked(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _options(settings: Settings, places: Places) -> Options:
+    core = settings.core
+    return Options(
+        limits=core.limits,
+        max_limits=core.max_limits,
+        network=core.network,
+        max_instances=core.max_instances,
+        max_queue=core.max_queue,
+        idle_timeout_s=core.idle_timeout_s,
+        pause_after_ms=core.pause_after_ms,
+        memory_pool_mb=core.memory_pool_mb,
+        registry_cache_ms=core.registry_cache_ms,
+        max_bundle_mb=core.max_bundle_mb,
+        max_bundle_files=core.max_bundle_files,
+        packages_dir=places.packages_dir,
+    )
+
+
+def _http_options(settings: Settings) -> HttpOptions:
+    core = settings.core
+    # A handler may ask for more than the default, up to the maximum; only the manager knows which handler it is.
+    most = max(core.limits.max_body_mb, core.max_limits.max_body_mb)
+    return HttpOptions(max_body_mb=most, cors=core.cors)
