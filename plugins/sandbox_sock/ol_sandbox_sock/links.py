@@ -1,0 +1,71 @@
+"""The worker's end of a packet socket (guest/messages.py), on the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import TYPE_CHECKING, Any
+
+from ol_sandbox_sock.guest import messages
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+
+class Link:
+    """One end of a SOCK_SEQPACKET pair that this object owns; one task sends and one receives at a time."""
+
+    def __init__(self, end: socket.socket) -> None:
+        end.setblocking(False)
+        self._end = end
+        self._loop = asyncio.get_running_loop()
+
+    @staticmethod
+    def pair() -> tuple[Link, socket.socket]:
+        """Make a pair: our end, and the one to give away."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        return Link(ours), theirs
+
+    async def send(self, packet: dict[str, Any], fds: Sequence[int] = ()) -> None:
+        """Send one packet; returns at once unless the other end is far behind.
+
+        Raises:
+            OSError: The other end is gone.
+        """
+        while True:
+            try:
+                messages.send(self._end, packet, fds)
+            except BlockingIOError:
+                await self._ready(self._loop.add_writer, self._loop.remove_writer)
+            else:
+                return
+
+    async def receive(self) -> tuple[dict[str, Any] | None, list[int]]:
+        """Receive one packet and its descriptors; ``None`` when the other end is gone."""
+        while True:
+            try:
+                return messages.receive(self._end)
+            except BlockingIOError:
+                await self._ready(self._loop.add_reader, self._loop.remove_reader)
+            except ConnectionError:
+                return None, []
+
+    async def _ready(self, add: Callable[..., None], remove: Callable[[int], bool]) -> None:
+        fd = self._end.fileno()
+        ready = self._loop.create_future()
+
+        def _now() -> None:
+            if not ready.done():
+                ready.set_result(None)
+
+        add(fd, _now)
+        try:
+            await ready
+        finally:
+            remove(fd)
+
+    def close(self) -> None:
+        """Hang up; idempotent."""
+        if self._end.fileno() >= 0:
+            self._loop.remove_reader(self._end.fileno())
+            self._end.close()

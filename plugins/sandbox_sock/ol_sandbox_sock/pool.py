@@ -1,0 +1,200 @@
+"""The pool: one worker's zygotes, cells, cgroups and uids, put together and taken apart."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import os
+import re
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import olcore.guest
+from ol_sandbox_sock import cgroups, host, mounts, root, seccomp
+from ol_sandbox_sock.cells import CellSource
+from ol_sandbox_sock.launch import Launch
+from ol_sandbox_sock.sandbox import SockSandbox
+from ol_sandbox_sock.uids import UidRange
+from olcore.errors import SandboxError, SandboxUnavailableError
+from olcore.interfaces import (
+    GuestInfo,
+    Limits,
+    Network,
+    Sandbox,
+    SandboxPool,
+    SandboxSpec,
+    WorkerContext,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ol_sandbox_sock.cells import NetworkProvider
+    from ol_sandbox_sock.sandbox import Cell
+    from ol_sandbox_sock.settings import SockSettings
+
+_log = logging.getLogger(__name__)
+
+
+def label_of(context: WorkerContext) -> str:
+    """Name what a worker makes outside of its folder: unique for cluster and worker, ``[a-z0-9-]``."""
+    digest = hashlib.sha256(context.cluster_name.encode()).hexdigest()[:8]
+    return f"{digest}-{re.sub('[^a-z0-9-]', '-', context.worker_name.lower())}"
+
+
+def clean(context: WorkerContext, _settings: SockSettings) -> Sequence[str]:
+    """Remove what a dead worker left; see ``SandboxBackend.clean``."""
+    removed = cgroups.clean(label_of(context))
+    for folder in ("sock", "handlers", "import-cache"):
+        removed += mounts.clear(context.worker_dir / folder)
+    return removed
+
+
+class SockPool(SandboxPool):
+    """Sandboxes by forking; see launcher.py for the walls and guest/cell.py for what stands inside them."""
+
+    def __init__(self, context: WorkerContext, settings: SockSettings) -> None:
+        self._context = context
+        self._settings = settings
+        self._folder = context.worker_dir / "sock"
+        self._undo = AsyncExitStack()
+        self._sources: dict[bool, CellSource] = {}
+        self._starting = asyncio.Lock()
+        self._cells: set[Cell] = set()
+        self._networks: dict[Network, NetworkProvider] = {}
+        self._info: GuestInfo | None = None
+        self._is_closed = False
+
+    async def start(self) -> None:
+        async with AsyncExitStack() as undo:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            undo.callback(mounts.clear, self._folder)
+            self._cgroups = cgroups.find().worker(label_of(self._context))
+            undo.callback(self._cgroups.close)
+            self._uids = UidRange(self._settings.uid_base)
+            undo.callback(self._uids.close)
+            if self._settings.seccomp == "on":
+                (self._folder / "seccomp.bpf").write_bytes(seccomp.compile_filter())
+            else:
+                _log.warning(
+                    "sock.seccomp is off: handlers may make every system call; for research only"
+                )
+            source = await self._source(network=True)
+            await source.fill(self._context.network)
+            self._undo = undo.pop_all()
+
+    async def _source(self, *, network: bool) -> CellSource:
+        """Return the source of cells in a network namespace of their own, or in the host's; start it when needed."""
+        async with self._starting:
+            source = self._sources.get(network)
+            if source is not None and not source.zygote.lost.is_set():
+                return source
+            if source is not None:
+                _log.warning("the zygote ended; starting another")
+                await source.close()
+            launch = self._launch(network=network)
+            zygote, self._info = await launch.start()
+            source = CellSource(
+                zygote=zygote,
+                cgroups=self._cgroups,
+                uids=self._uids,
+                limits=self._context.limits,
+                networks=self._networks,
+                stem_cells=self._settings.stem_cells,
+            )
+            self._sources[network] = source
+            self._launches = [*getattr(self, "_launches", []), launch]
+            return source
+
+    def _launch(self, *, network: bool) -> Launch:
+        name = "zygote" if network else "zygote-host"
+        folder = self._folder / name
+        folder.mkdir(exist_ok=True)
+        base = self._context.base_dir
+        base_path = str(base.resolve()) if base.is_dir() and any(base.iterdir()) else ""
+        bpf = self._folder / "seccomp.bpf"
+        layout = root.Layout(
+            base=base_path,
+            interpreter=host.interpreter(base_path, self._settings.interpreter),
+            guest=str(Path(olcore.guest.__file__).parent),
+            sock=str(Path(__file__).parent),
+            packages=str(self._context.packages_dir.resolve()),
+            nameservers=host.nameservers(self._settings.nameservers),
+            seccomp=str(bpf) if bpf.exists() else "",
+        )
+        steps = root.plan(layout)
+        for step in steps:
+            _log.debug("root: %s", step.describe())
+        return Launch(
+            steps=steps,
+            executable=layout.interpreter.executable,
+            folder=folder,
+            log=self._folder / f"{name}.log",
+            uids=(self._uids.base, self._uids.size),
+            network=network,
+        )
+
+    async def close(self) -> None:
+        self._is_closed = True
+        await asyncio.gather(*(cell.destroy() for cell in list(self._cells)))
+        for source in self._sources.values():
+            await source.close()
+        for launch in getattr(self, "_launches", []):
+            await launch.close()
+        self._sources.clear()
+        await self._undo.aclose()
+
+    async def make_scratch(self, folder: Path, limits: Limits) -> None:
+        try:
+            mounts.make_scratch(folder, limits.scratch_mb)
+        except OSError as error:
+            raise SandboxError(f"the scratch folder cannot be made: {error}") from error
+
+    async def remove_scratch(self, folder: Path) -> None:
+        try:
+            mounts.remove_scratch(folder)
+        except OSError as error:
+            _log.warning("scratch folder: %s", error)
+
+    async def create(self, spec: SandboxSpec) -> Sandbox:
+        if self._is_closed:
+            raise SandboxUnavailableError("the pool is closed")
+        source = self._sources.get(spec.network is not Network.HOST)
+        if source is None or source.zygote.lost.is_set():
+            source = await self._source(network=spec.network is not Network.HOST)
+        cell = await source.take(spec.network)
+        self._cells.add(cell)
+        cell.ended.add_done_callback(lambda _: self._cells.discard(cell))
+        try:
+            if spec.limits != source.limits:
+                cell.cgroup.set_limits(spec.limits)
+            await _hand_over(cell, spec, source.limits)
+        except OSError as error:
+            await cell.destroy()
+            raise SandboxError(f"the sandbox could not be made: {error}") from error
+        return SockSandbox(spec.id, cell, spec.limits)
+
+    async def probe(self) -> GuestInfo:
+        if self._info is None:
+            raise SandboxUnavailableError("the pool has not been started")
+        return self._info
+
+
+async def _hand_over(cell: Cell, spec: SandboxSpec, made_with: Limits) -> None:
+    """Give a stem cell its handler: code and scratch as detached mounts, and the files for its output."""
+    order: dict[str, object] = {"serve": True}
+    if spec.limits.tmp_mb != made_with.tmp_mb:
+        order["tmp_mb"] = spec.limits.tmp_mb
+    output = os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+    fds: list[int] = []
+    try:
+        fds.append(mounts.detached(spec.code, writable=False))
+        fds.append(mounts.detached(spec.scratch, writable=True))
+        fds.extend(os.open(spec.scratch / name, output) for name in ("stdout", "stderr"))
+        await cell.link.send(order, fds)
+    finally:
+        for fd in fds:
+            os.close(fd)
+    cell.link.close()

@@ -1,0 +1,25 @@
+"""The settings of SOCK, under ``sock`` in template.json."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+
+class SockSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What an operator may set."""
+
+    stem_cells: Annotated[int, Meta(ge=0, le=64)] = 3
+    """Blank, fully set-up forks that wait for a handler, for each zygote and kind of network; 0 makes each when it is needed."""
+    seccomp: Literal["on", "off"] = "on"
+    """Whether handlers' system calls are filtered; ``off`` is for research."""
+    interpreter: str = ""
+    """Python inside the base, an absolute path there; empty means the worker's own with base ``host``, else the base's python3."""
+    nameservers: tuple[str, ...] = ()
+    """DNS servers for handlers; empty means the host's own that are not on loopback."""
+    uid_base: Annotated[int, Meta(ge=0, le=0xFFFF0000)] = 0
+    """First host uid for sandboxes; 0 picks a range above those of /etc/subuid."""
+    nat_pool: str = "100.87.0.0/16"
+    """Private addresses for the network ``nat``."""

@@ -1,0 +1,122 @@
+"""The worker's end of a zygote: asks it for cells, and learns from it how they ended."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+from typing import TYPE_CHECKING, Any
+
+from ol_sandbox_sock.guest.messages import BROKEN
+from olcore.errors import SandboxError, SandboxUnavailableError
+from olcore.interfaces import Death, DeathCause, GuestInfo
+
+if TYPE_CHECKING:
+    import socket
+
+    from ol_sandbox_sock.links import Link
+
+_log = logging.getLogger(__name__)
+_READY_TIMEOUT_S = 30.0
+
+
+class ZygoteLink:
+    """The control connection of one zygote.
+
+    The zygote, not the worker, is the parent of its cells, so only its word tells exit codes. When it goes, the kernel
+    has killed its cells with it: they end as lost.
+    """
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self._ends: dict[str, asyncio.Future[Death]] = {}
+        self._reading: asyncio.Task[None] | None = None
+        self.lost = asyncio.Event()
+
+    async def ready(self) -> GuestInfo:
+        """Wait until it can be forked, and say which Python it is.
+
+        Raises:
+            SandboxUnavailableError: It ended, or took too long.
+        """
+        try:
+            async with asyncio.timeout(_READY_TIMEOUT_S):
+                packet, _ = await self._link.receive()
+        except TimeoutError:
+            packet = None
+        if packet is None or "ready" not in packet:
+            raise SandboxUnavailableError(
+                "the zygote did not start", hint="its log tells why: sock/zygote-*.log"
+            )
+        self._reading = asyncio.create_task(self._read())
+        hello = packet["ready"]
+        return GuestInfo(
+            **{key: hello[key] for key in ("python", "implementation", "machine", "libc")}
+        )
+
+    async def _read(self) -> None:
+        while True:
+            packet, fds = await self._link.receive()
+            for fd in fds:
+                os.close(fd)
+            if packet is None:
+                break
+            end = self._ends.pop(packet["ended"], None)
+            if end is not None and not end.done():
+                end.set_result(_death(packet))
+        self.lost.set()
+        for end in self._ends.values():
+            if not end.done():
+                end.set_result(Death(cause=DeathCause.LOST, detail="its zygote ended"))
+        self._ends.clear()
+
+    async def fork(
+        self, name: str, packet: dict[str, Any], theirs: socket.socket, fds: list[int]
+    ) -> asyncio.Future[Death]:
+        """Ask for one cell, and return the future of its death.
+
+        Args:
+            name: The cell's, unique for this zygote.
+            packet: What the cell is told (guest/cell.py).
+            theirs: The cell's end of its link; closed here.
+            fds: More descriptors for the cell; closed here.
+
+        Raises:
+            SandboxUnavailableError: The zygote is gone.
+        """
+        end = asyncio.get_running_loop().create_future()
+        self._ends[name] = end
+        try:
+            await self._link.send({"fork": name, **packet}, [theirs.fileno(), *fds])
+        except OSError as error:
+            self._ends.pop(name, None)
+            raise SandboxUnavailableError(
+                f"the zygote is gone: {error.strerror}", retry_after_s=1
+            ) from error
+        finally:
+            theirs.close()
+            for fd in fds:
+                os.close(fd)
+        return end
+
+    def close(self) -> None:
+        """Hang up, which ends the zygote and all it forked."""
+        if self._reading is not None:
+            self._reading.cancel()
+        self._link.close()
+
+
+def _death(packet: dict[str, Any]) -> Death:
+    if "error" in packet:
+        return Death(cause=DeathCause.LOST, detail=packet["error"])
+    code = os.waitstatus_to_exitcode(packet["status"])
+    if code >= 0:
+        detail = "it could not be set up; the zygote's log tells why" if code == BROKEN else ""
+        return Death(cause=DeathCause.EXITED, exit_code=code, detail=detail)
+    return Death(cause=DeathCause.SIGNALED, signal=signal.Signals(-code).name)
+
+
+def failed(death: Death) -> SandboxError:
+    """Make the error for a cell that ended before it was handed out."""
+    return SandboxError(f"the sandbox could not be made: {death}")
