@@ -62,7 +62,8 @@ class SockPool(SandboxPool):
         self._undo = AsyncExitStack()
         self._sources: dict[bool, CellSource] = {}
         self._starting = asyncio.Lock()
-        self._cells: set[Cell] = set()
+        self._launches: list[Launch] = []
+        self._live: set[SockSandbox] = set()
         self._networks: dict[Network, NetworkProvider] = {}
         self._info: GuestInfo | None = None
         self._is_closed = False
@@ -105,7 +106,7 @@ class SockPool(SandboxPool):
                 stem_cells=self._settings.stem_cells,
             )
             self._sources[network] = source
-            self._launches = [*getattr(self, "_launches", []), launch]
+            self._launches.append(launch)
             return source
 
     def _launch(self, *, network: bool) -> Launch:
@@ -138,11 +139,12 @@ class SockPool(SandboxPool):
 
     async def close(self) -> None:
         self._is_closed = True
-        await asyncio.gather(*(cell.destroy() for cell in list(self._cells)))
+        await asyncio.gather(*(sandbox.destroy() for sandbox in list(self._live)))
         for source in self._sources.values():
             await source.close()
-        for launch in getattr(self, "_launches", []):
+        for launch in self._launches:
             await launch.close()
+        self._launches.clear()
         self._sources.clear()
         await self._undo.aclose()
 
@@ -165,16 +167,17 @@ class SockPool(SandboxPool):
         if source is None or source.zygote.lost.is_set():
             source = await self._source(network=spec.network is not Network.HOST)
         cell = await source.take(spec.network)
-        self._cells.add(cell)
-        cell.ended.add_done_callback(lambda _: self._cells.discard(cell))
         try:
             if spec.limits != source.limits:
                 cell.cgroup.set_limits(spec.limits)
-            await _hand_over(cell, spec, source.limits)
+            await _hand_over(cell, spec, source.limits, shown=self._context.packages_dir)
         except OSError as error:
             await cell.destroy()
             raise SandboxError(f"the sandbox could not be made: {error}") from error
-        return SockSandbox(spec.id, cell, spec.limits)
+        sandbox = SockSandbox(spec.id, cell, spec.limits)
+        self._live.add(sandbox)
+        cell.ended.add_done_callback(lambda _: self._live.discard(sandbox))
+        return sandbox
 
     async def probe(self) -> GuestInfo:
         if self._info is None:
@@ -182,17 +185,26 @@ class SockPool(SandboxPool):
         return self._info
 
 
-async def _hand_over(cell: Cell, spec: SandboxSpec, made_with: Limits) -> None:
-    """Give a stem cell its handler: code and scratch as detached mounts, and the files for its output."""
+async def _hand_over(cell: Cell, spec: SandboxSpec, made_with: Limits, *, shown: Path) -> None:
+    """Give a stem cell its handler: code and scratch as detached mounts, and the files for its output.
+
+    Args:
+        cell: Who is to serve it.
+        spec: The handler.
+        made_with: The limits that the cell has.
+        shown: The packages that every cell sees; others are mounted over them.
+    """
     order: dict[str, object] = {"serve": True}
     if spec.limits.tmp_mb != made_with.tmp_mb:
         order["tmp_mb"] = spec.limits.tmp_mb
     output = os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
     fds: list[int] = []
     try:
+        fds.extend(os.open(spec.scratch / name, output) for name in ("stdout", "stderr"))
         fds.append(mounts.detached(spec.code, writable=False))
         fds.append(mounts.detached(spec.scratch, writable=True))
-        fds.extend(os.open(spec.scratch / name, output) for name in ("stdout", "stderr"))
+        if spec.packages is not None and spec.packages != shown:
+            fds.append(mounts.detached(spec.packages, writable=False))
         await cell.link.send(order, fds)
     finally:
         for fd in fds:
