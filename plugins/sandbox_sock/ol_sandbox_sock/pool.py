@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import olcore.guest
-from ol_sandbox_sock import cgroups, host, mounts, root, seccomp
+from ol_sandbox_sock import cgroups, host, mounts, root, seccomp, uids
 from ol_sandbox_sock.cells import CellSource
 from ol_sandbox_sock.launch import Launch
 from ol_sandbox_sock.sandbox import SockSandbox
@@ -46,7 +46,7 @@ def label_of(context: WorkerContext) -> str:
 
 def clean(context: WorkerContext, _settings: SockSettings) -> Sequence[str]:
     """Remove what a dead worker left; see ``SandboxBackend.clean``."""
-    removed = cgroups.clean(label_of(context))
+    removed = [*cgroups.clean(label_of(context)), *uids.clean()]
     for folder in ("sock", "handlers", "import-cache"):
         removed += mounts.clear(context.worker_dir / folder)
     return removed

@@ -110,7 +110,7 @@ def _set_up_network(order: dict[str, Any]) -> None:
 def confine(uid: int, order: dict[str, Any], fds: list[int]) -> None:
     """Take the handler's two mounts, and give everything else away."""
     stdout, stderr, *trees = fds
-    for tree, target in zip(trees, ("/handler", "/host", "/packages")):
+    for tree, target in zip(trees, ("/handler", "/host", "/packages")):  # noqa: B905 -- Python 3.9 has no strict
         linux.move_mount(tree, "", linux.AT_FDCWD, target, linux.MOVE_MOUNT_F_EMPTY_PATH)
     if "tmp_mb" in order:
         for folder in ("/tmp", "/dev/shm"):
