@@ -18,7 +18,7 @@ import time
 import traceback
 from typing import TYPE_CHECKING
 
-from . import loader, protocol
+from . import imports, loader, protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -126,14 +126,16 @@ def _load(
         time.tzset()
     sys.path[:] = [*settings.get("sys_path", ()), *sys.path]
     os.chdir(handler)
+    recorder = imports.Recorder(memory=False)
     try:
-        called = loader.load(handler, settings.get("entry"))
+        with recorder if settings.get("measure_imports") else contextlib.nullcontext():
+            called = loader.load(handler, settings.get("entry"))
     except loader.NoEntryError as error:
         said: dict[str, object] = {"code": "handler_invalid", "message": str(error)}
     except BaseException as error:  # SystemExit too: the author wants to read why
         said = dict(_told(error), code="load_failed")
     else:
-        ready = {"load_ms": (time.perf_counter() - began) * 1e3, "imported": []}
+        ready = {"load_ms": (time.perf_counter() - began) * 1e3, "imported": recorder.records}
         _flush()
         connection.sendall(protocol.frame(protocol.READY, _json(ready)))
         return called
