@@ -73,7 +73,8 @@ class Sink(ABC):
         if not to or to.startswith("/") or down > path.count("/") or ".." in parts[down:]:
             raise self.refusal(name, f"is a link that can lead out of the handler: {to!r}")
         with self._nameable(name):
-            self._write_link(path, to)
+            # Written anew, because os.path.realpath takes the "//a" in "a//a" for an absolute path.
+            self._write_link(path, "/".join(parts) or ".")
 
     def same(self, name: str, other: str) -> None:
         """Make a hard link to a regular file that has been made."""
