@@ -29,6 +29,7 @@ from olcore.interfaces import (
     SandboxSpec,
     Usage,
 )
+from olcore.testing.processes import live, status_of
 
 _GUEST = """
 import sys
@@ -91,7 +92,7 @@ class FakeSandbox(Sandbox):
     async def _bury(self) -> None:
         # As in a pid namespace, the first process takes the others along. It stays a zombie meanwhile, so that its number,
         # which is the session's, cannot come to mean another.
-        while members := list(_members(self._process.pid)):
+        while members := _members(self._process.pid):
             for pid in members:
                 await _kill(pid)
         code = self._process.wait()
@@ -252,20 +253,9 @@ def _appended(path: Path) -> Iterator[int]:
         os.close(fd)
 
 
-def _stat(pid: str) -> list[str]:
-    # The second field is the program's name in parentheses, which may hold spaces and parentheses itself.
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-
-
-def _members(session: int) -> Iterator[int]:
-    """Every live process of the session: the leader's, and what its handler started."""
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
-        with suppress(OSError):  # it ended between the listing and here
-            fields = _stat(entry.name)
-            if int(fields[3]) == session and fields[0] not in "ZX":
-                yield int(entry.name)
+def _members(session: int) -> list[int]:
+    """Every live process of the session: what the handler started, and the leader."""
+    return [pid for pid, fields in live().items() if int(fields[3]) == session]
 
 
 async def _kill(pid: int) -> None:
@@ -289,7 +279,7 @@ def _usage(session: int) -> Usage:
     memory = ticks = processes = 0
     for pid in _members(session):
         with suppress(OSError):
-            fields = _stat(str(pid))
+            fields = status_of(pid)
             memory += int(fields[21]) * os.sysconf("SC_PAGE_SIZE")
             ticks += int(fields[11]) + int(fields[12])
             processes += int(fields[17])

@@ -136,6 +136,7 @@ class Rig:
         code.mkdir()
         files = {"lambda_func.py": source} if isinstance(source, str) else source
         for file, text in files.items():
+            (code / file).parent.mkdir(exist_ok=True)
             (code / file).write_text(text)
         values: dict[str, Any] = {
             "id": name,

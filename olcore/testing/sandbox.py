@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
 import stat
 from collections.abc import AsyncIterator
 from contextlib import suppress
@@ -27,6 +28,7 @@ import pytest
 
 from olcore.errors import SandboxDeadError, SandboxError
 from olcore.interfaces import DeathCause, Limits, Network, SandboxPool, WorkerContext
+from olcore.testing.processes import descendants, is_running
 from olcore.testing.rendezvous import GuestError, HungUpError, Rig
 
 ECHO = "def handler(event):\n    return event\n"
@@ -87,9 +89,11 @@ class SandboxFixtures:
         raise NotImplementedError("a backend's tests override the fixture 'pool'")
 
     @pytest.fixture(autouse=True)
-    def marked_environment(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def worker_secret(self, monkeypatch: pytest.MonkeyPatch) -> str:
         """Give this process, which stands for the worker, a secret; autouse, so that it is there before the pool."""
-        monkeypatch.setenv("OL_CONTRACT_SECRET", "of-the-worker")
+        secret = secrets.token_hex(16)
+        monkeypatch.setenv("OL_CONTRACT_SECRET", secret)
+        return secret
 
     @pytest.fixture
     async def rig(self, pool: SandboxPool, tmp_path: Path) -> AsyncIterator[Rig]:
@@ -214,7 +218,9 @@ class SandboxContract(SandboxFixtures):
         )
         assert await instance.call() == "hello"
 
-    async def test_the_handler_gets_its_own_environment_only(self, rig: Rig) -> None:
+    async def test_the_handler_gets_its_own_environment_only(
+        self, rig: Rig, worker_secret: str
+    ) -> None:
         instance = await rig.run(
             "import os\n"
             "def handler(event):\n"
@@ -225,7 +231,7 @@ class SandboxContract(SandboxFixtures):
         environment, started_with = await instance.call()
         assert environment["GREETING"] == "hello"
         assert "OL_CONTRACT_SECRET" not in environment
-        assert "of-the-worker" not in started_with
+        assert worker_secret not in started_with
 
     async def test_a_handler_that_raises_can_be_called_again(self, rig: Rig) -> None:
         instance = await rig.run("def handler(event):\n    return 1 / event\n")
@@ -376,34 +382,3 @@ class SandboxContract(SandboxFixtures):
     def _needs_isolation(self) -> None:
         if not self.isolated:
             pytest.skip("this backend does not isolate")
-
-
-def _stat(pid: int | str) -> list[str]:
-    # The second field is the program's name in parentheses, which may hold anything.
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-
-
-def descendants(root: int) -> set[int]:
-    """Every live process below *root*, as the host numbers them."""
-    children: dict[int, list[int]] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with suppress(OSError):  # it ended meanwhile
-                fields = _stat(entry.name)
-                if fields[0] not in "ZX":
-                    children.setdefault(int(fields[1]), []).append(int(entry.name))
-    found: set[int] = set()
-    ahead = [root]
-    while ahead:
-        below = children.get(ahead.pop(), [])
-        found.update(below)
-        ahead.extend(below)
-    return found
-
-
-def is_running(pid: int) -> bool:
-    """Whether the process exists and is not merely waiting to be collected."""
-    try:
-        return _stat(pid)[0] not in "ZX"
-    except OSError:
-        return False
