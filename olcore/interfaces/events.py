@@ -58,5 +58,6 @@ class DestroyReason(msgspec.Struct, frozen=True, kw_only=True):
     """Why an instance is no more."""
 
     reason: str
-    """``died``, ``timeout``, ``idle``, ``evicted``, ``replaced`` (newer code), ``load_failed`` or ``stopping``."""
+    """``died``, ``timeout``, ``idle``, ``evicted``, ``replaced`` (newer code), ``load_failed``, ``abandoned`` (its
+    caller went away in the middle of a call), ``single_use`` (its handler wants a fresh one each time) or ``stopping``."""
     death: Death

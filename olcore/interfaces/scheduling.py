@@ -44,6 +44,8 @@ class HandlerLoad(msgspec.Struct, frozen=True, gc=False):
     max_queue: int
     typical_s: float
     """Moving average of the handler's run time in seconds; 0 before the first."""
+    idle_timeout_s: float = 300.0
+    """The configuration's wish: an instance that is idle for so long is destroyed."""
 
 
 class Reuse(msgspec.Struct, frozen=True, gc=False):
