@@ -14,8 +14,6 @@ import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from types import ModuleType
     from typing import Any
 
 _BOOTSTRAP = getattr(importlib, "_bootstrap", None)
@@ -51,9 +49,7 @@ class Recorder:
         if self._load is not None:
             setattr(_BOOTSTRAP, _LOAD, self._load)
 
-    def find_spec(
-        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
-    ) -> None:
+    def find_spec(self, name: str, *_path_and_target: object) -> None:
         """Hear that every finder before has failed."""
         self.missed.add(name)
 

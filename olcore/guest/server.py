@@ -124,7 +124,8 @@ def _load(
     os.environ.update(settings.get("environment", {}))
     if "TZ" in os.environ:
         time.tzset()
-    sys.path[:] = [*settings.get("sys_path", ()), *sys.path]
+    wanted = settings.get("sys_path", ())
+    sys.path[:] = [*wanted, *(path for path in sys.path if path not in wanted)]
     os.chdir(handler)
     recorder = imports.Recorder(memory=False)
     try:

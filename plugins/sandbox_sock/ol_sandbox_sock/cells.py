@@ -17,7 +17,7 @@ from olcore.interfaces import Death, Limits, Network
 
 if TYPE_CHECKING:
     from ol_sandbox_sock.cgroups import WorkerCgroups
-    from ol_sandbox_sock.uids import UidRange
+    from ol_sandbox_sock.uids import Slice, UidRange
     from ol_sandbox_sock.zygote import ZygoteLink
 
 _log = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ class CellSource:
         *,
         zygote: ZygoteLink,
         cgroups: WorkerCgroups,
-        uids: UidRange,
+        uids: UidRange | Slice,
         limits: Limits,
         networks: dict[Network, NetworkProvider],
         stem_cells: int,
@@ -70,12 +70,14 @@ class CellSource:
         self.zygote = zygote
         self.limits = limits
         self._cgroups = cgroups
-        self._uids = uids
+        self.uids = uids
         self._networks = networks
         self._want = stem_cells
         self._stems: dict[Network, list[Cell]] = {}
         self._refills: dict[Network, asyncio.Task[None]] = {}
         self._is_closed = False
+        self.in_use = 0
+        """Live cells that have been taken."""
 
     async def take(self, network: Network) -> Cell:
         """Take a stem cell, or make a cell when none waits; a new one is made for it, a little later.
@@ -84,6 +86,15 @@ class CellSource:
             SandboxError: It cannot be made.
             SandboxUnavailableError: The zygote is gone.
         """
+        cell = await self._take(network)
+        self.in_use += 1
+        cell.ended.add_done_callback(self._one_less)
+        return cell
+
+    def _one_less(self, _ended: asyncio.Future[Death]) -> None:
+        self.in_use -= 1
+
+    async def _take(self, network: Network) -> Cell:
         stems = self._stems.setdefault(network, [])
         while stems:
             cell = stems.pop()
@@ -116,8 +127,8 @@ class CellSource:
     async def _make(self, network: Network) -> Cell:
         async with AsyncExitStack() as undo:
             name = f"{next(_numbers)}"
-            uid = self._uids.take()
-            undo.callback(self._uids.give_back, uid)
+            uid = self.uids.take()
+            undo.callback(self.uids.give_back, uid)
             try:
                 cgroup = self._cgroups.make(name, self.limits)
                 undo.push_async_callback(cgroup.remove)
@@ -127,7 +138,8 @@ class CellSource:
             link, theirs = Link.pair()
             undo.callback(link.close)
             packet = {
-                "uid": uid - self._uids.base,
+                "fork": "cell",
+                "uid": uid - self.uids.base,
                 "network": network is not Network.HOST,
                 "tmp_mb": self.limits.tmp_mb,
             }
@@ -147,7 +159,7 @@ class CellSource:
             undo.pop_all()
             whole.push_async_callback(cell.destroy)
             try:
-                await self._finish(cell, pidfd, netns, network, is_inside=bool(tasks))
+                await self._finish(cell, pidfd, netns, network)
             except BaseException:
                 await whole.aclose()
                 raise
@@ -171,11 +183,9 @@ class CellSource:
         netns, pidfd = fds
         return netns, pidfd
 
-    async def _finish(
-        self, cell: Cell, pidfd: int, netns: int, network: Network, *, is_inside: bool
-    ) -> None:
-        if not is_inside:
-            await asyncio.to_thread(cell.cgroup.attach, _pid_of(pidfd))
+    async def _finish(self, cell: Cell, pidfd: int, netns: int, network: Network) -> None:
+        if cell.cgroup.enters_by_attach:
+            await asyncio.to_thread(cell.cgroup.attach, pid_of(pidfd))
         provider = self._networks.get(network)
         if provider is None:
             return
@@ -198,7 +208,7 @@ class CellSource:
         provider = self._networks.get(network)
         if provider is not None:
             await provider.detach(number)
-        self._uids.give_back(uid)
+        self.uids.give_back(uid)
 
     async def close(self) -> None:
         """Destroy the stem cells and make no more; idempotent."""
@@ -211,7 +221,8 @@ class CellSource:
         await asyncio.gather(*(cell.destroy() for cell in stems))
 
 
-def _pid_of(pidfd: int) -> int:
+def pid_of(pidfd: int) -> int:
+    """Say which process *pidfd* refers to."""
     # proc_pid_fdinfo(5): the pid as this process's namespace numbers it.
     with open(f"/proc/self/fdinfo/{pidfd}") as file:  # noqa: PTH123 -- read once per cell
         for line in file:

@@ -206,6 +206,11 @@ class Cgroup:
                 cgroup_files.write(file, write.value)
         self._limits = limits
 
+    @property
+    def enters_by_attach(self) -> bool:
+        """Whether ``attach`` is the only way in, because the version has no quick entry."""
+        return self._hierarchy.writer.entry is None
+
     def entry_fds(self) -> list[int]:
         """Open what a process writes ``b"0"`` to, with one thread, to move itself in; the caller closes them.
 

@@ -11,10 +11,13 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
+
 import olcore.guest
 from ol_sandbox_sock import cgroups, host, mounts, root, seccomp, uids
 from ol_sandbox_sock.cells import CellSource
 from ol_sandbox_sock.launch import Launch
+from ol_sandbox_sock.packages import SockZygote
 from ol_sandbox_sock.sandbox import SockSandbox
 from ol_sandbox_sock.uids import UidRange
 from olcore.errors import SandboxError, SandboxUnavailableError
@@ -23,9 +26,11 @@ from olcore.interfaces import (
     Limits,
     Network,
     Sandbox,
-    SandboxPool,
     SandboxSpec,
     WorkerContext,
+    Zygote,
+    ZygotePool,
+    ZygoteSpec,
 )
 
 if TYPE_CHECKING:
@@ -34,6 +39,8 @@ if TYPE_CHECKING:
     from ol_sandbox_sock.cells import NetworkProvider
     from ol_sandbox_sock.sandbox import Cell
     from ol_sandbox_sock.settings import SockSettings
+    from ol_sandbox_sock.uids import Slice
+    from ol_sandbox_sock.zygote import ZygoteLink
 
 _log = logging.getLogger(__name__)
 
@@ -52,7 +59,7 @@ def clean(context: WorkerContext, _settings: SockSettings) -> Sequence[str]:
     return removed
 
 
-class SockPool(SandboxPool):
+class SockPool(ZygotePool):
     """Sandboxes by forking; see launcher.py for the walls and guest/cell.py for what stands inside them."""
 
     def __init__(self, context: WorkerContext, settings: SockSettings) -> None:
@@ -63,6 +70,7 @@ class SockPool(SandboxPool):
         self._sources: dict[bool, CellSource] = {}
         self._starting = asyncio.Lock()
         self._launches: list[Launch] = []
+        self._zygotes: set[SockZygote] = set()
         self._live: set[SockSandbox] = set()
         self._networks: dict[Network, NetworkProvider] = {}
         self._info: GuestInfo | None = None
@@ -97,17 +105,37 @@ class SockPool(SandboxPool):
                 await source.close()
             launch = self._launch(network=network)
             zygote, self._info = await launch.start()
-            source = CellSource(
-                zygote=zygote,
-                cgroups=self._cgroups,
-                uids=self._uids,
-                limits=self._context.limits,
-                networks=self._networks,
-                stem_cells=self._settings.stem_cells,
-            )
+            source = self._make_source(zygote, self._uids)
             self._sources[network] = source
             self._launches.append(launch)
             return source
+
+    def _make_source(self, zygote: ZygoteLink, uids: UidRange | Slice) -> CellSource:
+        return CellSource(
+            zygote=zygote,
+            cgroups=self._cgroups,
+            uids=uids,
+            limits=self._context.limits,
+            networks=self._networks,
+            stem_cells=self._settings.stem_cells,
+        )
+
+    async def create_zygote(self, spec: ZygoteSpec, parent: Zygote | None) -> Zygote:
+        if parent is not None and not isinstance(parent, SockZygote):
+            raise TypeError(f"{parent!r} is no zygote of this pool")
+        origin = await self._source(network=True) if parent is None else parent.source
+        zygote = SockZygote(spec.id, origin)
+        limits = msgspec.structs.replace(
+            self._context.limits, memory_mb=self._settings.zygote_memory_mb
+        )
+        try:
+            await zygote.start(spec, self._cgroups, limits, self._make_source)
+        except OSError as error:
+            raise SandboxError(f"zygote {spec.id} could not be made: {error}") from error
+        siblings = self._zygotes if parent is None else parent.children
+        siblings.add(zygote)
+        zygote.source.zygote.on_lost(lambda: siblings.discard(zygote))
+        return zygote
 
     def _launch(self, *, network: bool) -> Launch:
         name = "zygote" if network else "zygote-host"
@@ -140,6 +168,7 @@ class SockPool(SandboxPool):
     async def close(self) -> None:
         self._is_closed = True
         await asyncio.gather(*(sandbox.destroy() for sandbox in list(self._live)))
+        await asyncio.gather(*(zygote.destroy() for zygote in list(self._zygotes)))
         for source in self._sources.values():
             await source.close()
         for launch in self._launches:
@@ -163,9 +192,7 @@ class SockPool(SandboxPool):
     async def create(self, spec: SandboxSpec) -> Sandbox:
         if self._is_closed:
             raise SandboxUnavailableError("the pool is closed")
-        source = self._sources.get(spec.network is not Network.HOST)
-        if source is None or source.zygote.lost.is_set():
-            source = await self._source(network=spec.network is not Network.HOST)
+        source = await self._origin(spec)
         cell = await source.take(spec.network)
         try:
             if spec.limits != source.limits:
@@ -178,6 +205,16 @@ class SockPool(SandboxPool):
         self._live.add(sandbox)
         cell.ended.add_done_callback(lambda _: self._live.discard(sandbox))
         return sandbox
+
+    async def _origin(self, spec: SandboxSpec) -> CellSource:
+        """Choose what to fork: the named zygote, else the root zygote; the one in the host's network has no others."""
+        network = spec.network is not Network.HOST
+        if isinstance(spec.zygote, SockZygote) and network:
+            return spec.zygote.source
+        source = self._sources.get(network)
+        if source is None or source.zygote.lost.is_set():
+            source = await self._source(network=network)
+        return source
 
     async def probe(self) -> GuestInfo:
         if self._info is None:

@@ -19,6 +19,8 @@ class SockSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Python inside the base, an absolute path there; empty means the worker's own with base ``host``, else the base's python3."""
     nameservers: tuple[str, ...] = ()
     """DNS servers for handlers; empty means the host's own that are not on loopback."""
+    zygote_memory_mb: Annotated[int, Meta(ge=16)] = 1024
+    """Memory limit of a package zygote in MiB."""
     uid_base: Annotated[int, Meta(ge=0, le=0xFFFF0000)] = 0
     """First host uid for sandboxes; 0 picks a range above those of /etc/subuid."""
     nat_pool: str = "100.87.0.0/16"

@@ -14,6 +14,7 @@ from olcore.interfaces import Death, DeathCause, GuestInfo
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Callable
 
     from ol_sandbox_sock.links import Link
 
@@ -32,7 +33,12 @@ class ZygoteLink:
         self._link = link
         self._ends: dict[str, asyncio.Future[Death]] = {}
         self._reading: asyncio.Task[None] | None = None
+        self._callbacks: list[Callable[[], None]] = []
         self.lost = asyncio.Event()
+
+    def on_lost(self, callback: Callable[[], None]) -> None:
+        """Call *callback* once when it is gone."""
+        self._callbacks.append(callback)
 
     async def ready(self) -> GuestInfo:
         """Wait until it can be forked, and say which Python it is.
@@ -65,7 +71,14 @@ class ZygoteLink:
             end = self._ends.pop(packet["ended"], None)
             if end is not None and not end.done():
                 end.set_result(_death(packet))
+        self._lose()
+
+    def _lose(self) -> None:
+        if self.lost.is_set():
+            return
         self.lost.set()
+        for callback in self._callbacks:
+            callback()
         for end in self._ends.values():
             if not end.done():
                 end.set_result(Death(cause=DeathCause.LOST, detail="its zygote ended"))
@@ -74,13 +87,13 @@ class ZygoteLink:
     async def fork(
         self, name: str, packet: dict[str, Any], theirs: socket.socket, fds: list[int]
     ) -> asyncio.Future[Death]:
-        """Ask for one cell, and return the future of its death.
+        """Ask for one cell or package zygote, and return the future of its death.
 
         Args:
-            name: The cell's, unique for this zygote.
-            packet: What the cell is told (guest/cell.py).
-            theirs: The cell's end of its link; closed here.
-            fds: More descriptors for the cell; closed here.
+            name: Unique for this zygote.
+            packet: ``fork``: what to make, and what that is told (guest/cell.py, guest/packages.py).
+            theirs: Its end of its link; closed here.
+            fds: More descriptors for it; closed here.
 
         Raises:
             SandboxUnavailableError: The zygote is gone.
@@ -88,7 +101,7 @@ class ZygoteLink:
         end = asyncio.get_running_loop().create_future()
         self._ends[name] = end
         try:
-            await self._link.send({"fork": name, **packet}, [theirs.fileno(), *fds])
+            await self._link.send({"name": name, **packet}, [theirs.fileno(), *fds])
         except OSError as error:
             self._ends.pop(name, None)
             raise SandboxUnavailableError(
@@ -104,6 +117,7 @@ class ZygoteLink:
         """Hang up, which ends the zygote and all it forked."""
         if self._reading is not None:
             self._reading.cancel()
+        self._lose()
         self._link.close()
 
 

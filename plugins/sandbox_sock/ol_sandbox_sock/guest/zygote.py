@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from olguest import server
 
 from ol_sandbox_sock import linux
-from ol_sandbox_sock.guest import cell, messages
+from ol_sandbox_sock.guest import cell, messages, packages
 
 if TYPE_CHECKING:
     from typing import Any
@@ -83,7 +83,7 @@ class _Zygote:
     def __init__(self, control: socket.socket) -> None:
         self._control = control
         self._pid_namespace = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
-        self._cells: dict[int, str] = {}
+        self._children: dict[int, str] = {}
         self._child_ended, wakeup = socket.socketpair()
         self._wakeup = wakeup
         for end in (self._child_ended, wakeup):
@@ -104,7 +104,21 @@ class _Zygote:
                 packet, fds = messages.receive(self._control)
                 if packet is None:
                     return
-                self._fork(packet, fds)
+                self._serve(packet, fds)
+
+    def _serve(self, packet: dict[str, Any], fds: list[int]) -> None:
+        name = packet["name"]
+        try:
+            if packet["fork"] == "cell":
+                pid = self._fork_cell(packet, fds)
+            else:
+                pid = packages.fork(packet, fds, run)
+            self._children[pid] = name
+        except OSError as error:
+            messages.send(self._control, {"ended": name, "error": str(error)})
+        finally:
+            for fd in fds:
+                os.close(fd)
 
     def _report(self) -> None:
         while True:
@@ -114,29 +128,22 @@ class _Zygote:
                 return
             if pid == 0:
                 return
-            name = self._cells.pop(pid, None)
+            name = self._children.pop(pid, None)
             if name is not None:
                 messages.send(self._control, {"ended": name, "status": status})
 
-    def _fork(self, packet: dict[str, Any], fds: list[int]) -> None:
-        name = packet["fork"]
+    def _fork_cell(self, packet: dict[str, Any], fds: list[int]) -> int:
+        # For the children; the kernel refuses a second time until setns has taken the first one back.
+        linux.unshare(linux.CLONE_NEWPID)
         try:
-            # For the children; the kernel refuses a second time until setns has taken the first one back.
-            linux.unshare(linux.CLONE_NEWPID)
-            try:
-                # os.fork(), not the raw clone system call: glibc must forget the threads that packages started, or a
-                # later setuid in the child signals threads that do not exist, and never returns.
-                pid = os.fork()
-                if pid == 0:
-                    self._become_cell(packet, fds)
-            finally:
-                linux.setns(self._pid_namespace, linux.CLONE_NEWPID)
-            self._cells[pid] = name
-        except OSError as error:
-            messages.send(self._control, {"ended": name, "error": str(error)})
+            # os.fork(), not the raw clone system call: glibc must forget the threads that packages started, or a later
+            # setuid in the child signals threads that do not exist, and never returns.
+            pid = os.fork()
+            if pid == 0:
+                self._become_cell(packet, fds)
         finally:
-            for fd in fds:
-                os.close(fd)
+            linux.setns(self._pid_namespace, linux.CLONE_NEWPID)
+        return pid
 
     def _become_cell(self, packet: dict[str, Any], fds: list[int]) -> None:
         try:
