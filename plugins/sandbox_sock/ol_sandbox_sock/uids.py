@@ -2,8 +2,7 @@
 
 The kernel counts many things per uid (pipes, inotify instances, keys, processes): instances that shared one would share
 these budgets, and one could take them all. So each live instance has a host uid of its own. Workers of one machine must
-not meet either, and a worker that dies must give its range back: a lock file says whose a range is, and the kernel
-unlocks it when the last descriptor of it closes, however that comes about.
+not meet either, and a worker that dies must give its range back: a range is claimed (claims.py).
 
 Where the ranges lie: useradd gives out subordinate uids up to 600,100,000 (SUB_UID_MAX), systemd-nspawn takes 0x00080000
 to 0x6FFFFFFF, systemd's "foreign" uids begin at 0x7FFE0000, and some programs take uids from 0x80000000 on for negative
@@ -13,12 +12,10 @@ to 0x6FFFFFFF, systemd's "foreign" uids begin at 0x7FFE0000, and some programs t
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
-import os
 from collections import deque
 from pathlib import Path
 
+from ol_sandbox_sock import claims
 from olcore.errors import BackendUnusableError, SandboxUnavailableError
 
 SIZE = 65536
@@ -122,71 +119,23 @@ class UidRange(_Uids):
         start = -(-(base or default_base()) // SIZE) * SIZE
         end = END if start < END else 0xFFFE0000
         try:
-            for first in range(start, end, SIZE):
-                path = locks / str(first)
-                fd = _lock(path)
-                if fd is not None:
-                    self._lock: int | None = fd
-                    self._path = path
-                    super().__init__(first, SIZE)
-                    return
+            claim = claims.claim(locks, map(str, range(start, end, SIZE)))
         except OSError as error:
             raise BackendUnusableError(
                 f"the uid lock files cannot be made: {error}", hint="run as root"
             ) from error
-        raise BackendUnusableError(
-            f"no range of {SIZE} host uids is free from {start} on", hint="set sock.uid_base"
-        )
+        if claim is None:
+            raise BackendUnusableError(
+                f"no range of {SIZE} host uids is free from {start} on", hint="set sock.uid_base"
+            )
+        self._claim = claim
+        super().__init__(int(claim.name), SIZE)
 
     def close(self) -> None:
         """Give the range back; idempotent."""
-        fd, self._lock = self._lock, None
-        if fd is not None:
-            self._path.unlink(missing_ok=True)  # while it is locked, so that it is ours that goes
-            os.close(fd)
-            _remove_empty(self._path.parent)
+        self._claim.close()
 
 
 def clean(locks: Path = LOCKS) -> list[str]:
     """Remove the lock files of dead workers; one line for each."""
-    removed = []
-    for path in sorted(locks.glob("*")):
-        fd = _lock(path)
-        if fd is not None:
-            path.unlink(missing_ok=True)
-            os.close(fd)
-            removed.append(f"uid range {path.name}")
-    if locks.is_dir():
-        _remove_empty(locks)
-    return removed
-
-
-def _lock(path: Path) -> int | None:
-    """Lock the file, made when it is missing; ``None`` when another holds it."""
-    while True:
-        try:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        except FileNotFoundError:  # never made, or just removed by a worker that ended
-            path.parent.mkdir(parents=True, exist_ok=True)
-            continue
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Its holder may have removed it after we opened it: then ours is a lock on nothing.
-            if path.stat().st_ino == os.fstat(fd).st_ino:
-                return fd
-        except BlockingIOError:
-            os.close(fd)
-            return None
-        except FileNotFoundError:
-            pass
-        os.close(fd)
-
-
-def _remove_empty(folder: Path) -> None:
-    for path in (folder, folder.parent):
-        try:
-            path.rmdir()
-        except OSError as error:
-            if error.errno not in {errno.ENOTEMPTY, errno.ENOENT, errno.EBUSY}:
-                raise
-            return
+    return [f"uid range {name}" for name in claims.clean(locks)]

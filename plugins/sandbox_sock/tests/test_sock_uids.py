@@ -112,7 +112,7 @@ def test_slices_meet_neither_each_other_nor_single_uids(tmp_path: Path) -> None:
 
 def test_the_lock_is_not_inherited_through_exec(tmp_path: Path) -> None:
     mine = UidRange(BASE, tmp_path / "uids")
-    fd = mine._lock
+    fd = mine._claim._fd
     assert fd is not None
     assert not os.get_inheritable(fd)
     mine.close()
