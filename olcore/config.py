@@ -51,6 +51,22 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """The local handler store."""
     packages_dir: str = "packages"
     """Where wheels are installed; ``/packages`` inside."""
+    package_index: str = ""
+    """The package index's URL; empty means uv's default."""
+    package_extra_indexes: tuple[str, ...] = ()
+    """More package indexes, which come before that one."""
+    package_find_links: str = ""
+    """A folder of wheels to choose from besides the indexes."""
+    package_offline: bool = False
+    """Install without network: from uv's cache and ``package_find_links``."""
+    allow_source_builds: bool = False
+    """Whether a package without a wheel may be built, as a user without privileges."""
+    packages_private: bool = False
+    """Whether a handler sees its own wheels only, not every wheel of the cluster."""
+    package_retry_s: Seconds = 60.0
+    """How long a failed installation is remembered before it is tried again."""
+    package_timeout_s: Seconds = 300.0
+    """No step of an installation may take longer."""
     base_dir: str = "base"
     """Root file system of sandboxes; an empty folder means the backend's default."""
     network: Network = Network.NONE
@@ -95,26 +111,27 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 SUCCESSORS = {
-    "registry_server": "s3.endpoint",
-    "registry_access_key": "s3.key",
-    "registry_secret_key": "s3.secret",
-    "pip_mirror": "package_index",
-    "Pkgs_dir": "packages_dir",
-    "pkgs_dir": "packages_dir",
-    "SOCK_base_path": "base_dir",
-    "sock_base_path": "base_dir",
-    "reg_dir": "registry_dir",
-    "max_runners": "max_instances",
-    "handler_cache_size": "memory_pool_mb (in MiB, not KB)",
-    "import_cache_size": "import_cache (and that backend's own size)",
-    "cg_pool_size": "sock.stem_cells",
-    "sandbox_config": "limits.max_processes",
-    "startup_pkgs": "packages.txt beside the handler",
-    "benchmark_log": "olcore's bench folder",
-    "timing": "log_level",
-    "Skip_pull_existing": "nothing; it was for tests",
+    "registry_server": "'s3.endpoint'",
+    "registry_access_key": "'s3.key'",
+    "registry_secret_key": "'s3.secret'",
+    "pip_mirror": "'package_index'",
+    "pkgs_dir": "'packages_dir'",
+    "sock_base_path": "'base_dir'",
+    "reg_dir": "'registry_dir'",
+    "max_runners": "'max_instances' (an instance serves one request at a time)",
+    "handler_cache_size": "'memory_pool_mb' (in MiB, not KB)",
+    "import_cache_size": "'import_cache' (the backend's name; its own section has the size in MiB)",
+    "cg_pool_size": "'sock.stem_cells'",
+    "sandbox_config": "'limits' (its 'processes' is 'limits.max_processes')",
+    "startup_pkgs": "nothing: a handler names its packages in packages.txt",
+    "benchmark_log": "nothing: every reply has Server-Timing, and 'python -m bench' measures",
+    "timing": "'log_level', set to 'debug'",
+    "skip_pull_existing": "nothing: a version is pulled once",
 }
-"""Keys of OpenLambda's configuration that mean something else here, and what took their place."""
+"""OpenLambda's keys, in lower case as its parser takes any, that mean something else here; and what took their place."""
+
+VALUE_SUCCESSORS = {("registry", "remote"): "s3"}
+"""Values of OpenLambda that have another name here."""
 
 Sections = Mapping[str, type[msgspec.Struct]]
 
@@ -172,13 +189,20 @@ def check(raw: Mapping[str, Any], sections: Sections, where: str = "the configur
             backends[key] = _convert(value, sections[key], f"{where}: {key}", f"$.{key}")
         else:
             raise unknown_key(key, [*Config.__struct_fields__, *sections], where)
+        if isinstance(value, str) and (key, value) in VALUE_SUCCESSORS:
+            raise ConfigError(
+                f"{where}: {key}: {value!r} is OpenLambda's",
+                hint=f"here it is {VALUE_SUCCESSORS[key, value]!r}",
+            )
     return Settings(_convert(core, Config, where, "$"), backends)
 
 
 def unknown_key(key: str, known: list[str], where: str) -> ConfigError:
     """Make the error for a key that nothing knows, naming its successor or the nearest known key."""
-    if key in SUCCESSORS:
-        return ConfigError(f"{where}: {key!r} is OpenLambda's; here it is {SUCCESSORS[key]}")
+    if key.lower() in SUCCESSORS:
+        return ConfigError(
+            f"{where}: {key!r} is a key of OpenLambda", hint=f"here it is {SUCCESSORS[key.lower()]}"
+        )
     near = difflib.get_close_matches(key, known, 1)
     hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(sorted(known))}"
     return ConfigError(f"{where}: unknown key {key!r}", hint=hint)
@@ -275,7 +299,18 @@ def resolve(core: Config, file: Path) -> Config:
         registry_dir=absolute(core.registry_dir),
         packages_dir=absolute(core.packages_dir),
         base_dir=absolute(core.base_dir),
+        package_find_links=core.package_find_links
+        if "://" in core.package_find_links or not core.package_find_links
+        else absolute(core.package_find_links),
     )
+
+
+def url(core: Config) -> str:
+    """Say where people on this machine reach the worker."""
+    host = core.worker_host
+    if host in ("127.0.0.1", "::1", "0.0.0.0", "::", "localhost"):  # noqa: S104 - compared, not bound
+        host = "localhost"
+    return f"http://{f'[{host}]' if ':' in host else host}:{core.worker_port}"
 
 
 def cluster_from_environment() -> str | None:

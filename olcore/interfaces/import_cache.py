@@ -18,7 +18,9 @@ class Wheel(msgspec.Struct, frozen=True, kw_only=True):
     folder: str
     """Its folder's name below ``/packages``: ``<name>-<version>-<tag>``."""
     modules: frozenset[str]
-    """Top-level modules and packages in it."""
+    """Modules and packages at its top level; ``a.b`` for its portion of the namespace package ``a``."""
+    pth: bool = False
+    """Whether it has ``.pth`` files, so that ``site.addsitedir`` must see its folder."""
 
 
 class Wanted(msgspec.Struct, frozen=True, kw_only=True):
@@ -27,6 +29,8 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
     handler: str
     wheels: tuple[Wheel, ...]
     """All its wheels, in the order of its ``sys.path``."""
+    modules: frozenset[str] = frozenset()
+    """Modules and packages at the top of its own folder, which comes first in its ``sys.path``."""
 
 
 class ImportCache(ABC):

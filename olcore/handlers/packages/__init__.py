@@ -1,0 +1,6 @@
+"""Gets a handler's wheels in place: read what it asks for, resolve once, install one folder a wheel."""
+
+from olcore.handlers.packages.options import PackageOptions
+from olcore.handlers.packages.prepare import Packages, Progress
+
+__all__ = ["PackageOptions", "Packages", "Progress"]
