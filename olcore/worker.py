@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from olcore.cluster import WorkerDir
 from olcore.errors import ClusterError, ConfigError
 from olcore.handlers.manager import Manager, Options
-from olcore.handlers.packages import Packages
+from olcore.handlers.packages import LOCKS, PackageOptions, Packages
 from olcore.http import App, Gate, HttpOptions, make_app
 from olcore.interfaces import (
     ImportCache,
@@ -28,7 +28,7 @@ from olcore.interfaces import (
 )
 
 if TYPE_CHECKING:
-    from olcore.config import Settings
+    from olcore.config import Config, Settings
     from olcore.plugins import Plugins
 
 log = logging.getLogger(__name__)
@@ -114,7 +114,7 @@ class Worker:
                 registry=registry,
                 scheduler=scheduler.make(self._settings.backends[core.scheduler]),
                 import_cache=await self._start_import_cache(undo, pool),
-                packages=Packages(self._places.packages_dir, await pool.probe()),
+                packages=await self._make_packages(undo, pool),
                 options=_options(self._settings, self._places),
                 worker_dir=self._places.worker_dir,
                 emit=self._plugins.emit,
@@ -207,6 +207,18 @@ class Worker:
         await registry.start()
         return registry
 
+    async def _make_packages(self, undo: AsyncExitStack, pool: SandboxPool) -> Packages:
+        packages_dir = self._places.packages_dir
+        packages = Packages(
+            packages_dir=packages_dir,
+            # Beside the wheels, so that the workers of a cluster and `olcore install` resolve once for all of them.
+            lock_dir=packages_dir / LOCKS,
+            guest=await pool.probe(),
+            options=package_options(self._settings.core),
+        )
+        undo.push_async_callback(packages.close)
+        return packages
+
     async def _start_import_cache(
         self, undo: AsyncExitStack, pool: SandboxPool
     ) -> ImportCache | None:
@@ -249,6 +261,20 @@ def _options(settings: Settings, places: Places) -> Options:
         max_bundle_mb=core.max_bundle_mb,
         max_bundle_files=core.max_bundle_files,
         packages_dir=places.packages_dir,
+    )
+
+
+def package_options(core: Config) -> PackageOptions:
+    """Take out of the configuration where packages come from."""
+    return PackageOptions(
+        index=core.package_index,
+        extra_indexes=core.package_extra_indexes,
+        find_links=core.package_find_links,
+        offline=core.package_offline,
+        allow_source_builds=core.allow_source_builds,
+        private=core.packages_private,
+        retry_s=core.package_retry_s,
+        timeout_s=core.package_timeout_s,
     )
 
 

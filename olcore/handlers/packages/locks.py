@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from olcore.handlers.packages.options import PackageOptions
     from olcore.interfaces import GuestInfo
 
+LOCKS = ".locks"
+"""The lock folder's name below the ``packages`` folder; the store's own folders have a dot as well."""
+
 
 class Lock(msgspec.Struct, frozen=True, kw_only=True):
     """What one content of requirements was resolved to."""
