@@ -126,7 +126,8 @@ def use_another_device(event: Event) -> str:
     for folder, _, files in os.walk("/dev"):
         for name in files:
             path = os.path.join(folder, name)
-            is_device = stat.S_ISCHR(os.stat(path).st_mode) if os.path.exists(path) else False
+            # Not through links: /dev/stdin is a name for the own descriptor 0.
+            is_device = stat.S_ISCHR(os.lstat(path).st_mode)
             if is_device and name not in harmless and "/fd" not in path and "/pts" not in path:
                 found.append(path)
     return f"found {found}" if found else "harmless"

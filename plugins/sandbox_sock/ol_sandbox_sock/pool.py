@@ -223,7 +223,7 @@ class SockPool(ZygotePool):
 
 
 async def _hand_over(cell: Cell, spec: SandboxSpec, made_with: Limits, *, shown: Path) -> None:
-    """Give a stem cell its handler: code and scratch as detached mounts, and the files for its output.
+    """Give a stem cell its handler: code, scratch and perhaps packages as detached mounts.
 
     Args:
         cell: Who is to serve it.
@@ -234,10 +234,8 @@ async def _hand_over(cell: Cell, spec: SandboxSpec, made_with: Limits, *, shown:
     order: dict[str, object] = {"serve": True}
     if spec.limits.tmp_mb != made_with.tmp_mb:
         order["tmp_mb"] = spec.limits.tmp_mb
-    output = os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
     fds: list[int] = []
     try:
-        fds.extend(os.open(spec.scratch / name, output) for name in ("stdout", "stderr"))
         fds.append(mounts.detached(spec.code, writable=False))
         fds.append(mounts.detached(spec.scratch, writable=True))
         if spec.packages is not None and spec.packages != shown:

@@ -109,16 +109,17 @@ def _set_up_network(order: dict[str, Any]) -> None:
 
 def confine(uid: int, order: dict[str, Any], fds: list[int]) -> None:
     """Take the handler's two mounts, and give everything else away."""
-    stdout, stderr, *trees = fds
-    for tree, target in zip(trees, ("/handler", "/host", "/packages")):  # noqa: B905 -- Python 3.9 has no strict
+    for tree, target in zip(fds, ("/handler", "/host", "/packages")):  # noqa: B905 -- Python 3.9 has no strict
         linux.move_mount(tree, "", linux.AT_FDCWD, target, linux.MOVE_MOUNT_F_EMPTY_PATH)
     if "tmp_mb" in order:
         for folder in ("/tmp", "/dev/shm"):
             linux.mount(
                 None, folder, None, linux.MS_REMOUNT | _TMPFS, _tmpfs_options(order["tmp_mb"])
             )
-    os.dup2(stdout, 1)
-    os.dup2(stderr, 2)
+    # Opened here and not by the worker, or /proc/self/fd would tell their paths on the host. Nobody but the worker has been
+    # in the folder before, so no link can wait there.
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        os.dup2(os.open(f"/host/{name}", os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW), number)
     linux.close_range(_LINK_FD, linux.LAST_FD)
     bpf = _read(FILTER)
     _become(uid)
