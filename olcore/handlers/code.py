@@ -21,7 +21,6 @@ import msgspec
 from olcore.errors import (
     HandlerNotFoundError,
     OlcoreError,
-    PackagesError,
     RegistryError,
     RegistryUnavailableError,
 )
@@ -44,7 +43,6 @@ _VERSION = re.compile(r"(?!\.{1,2}\Z)[A-Za-z0-9._-]{1,128}")
 # No handler can be called so: '~' is not among the letters of names.
 _PULLING = "~pull-"
 _TRASH = "~trash-"
-_RETRY_PACKAGES_S = 10.0
 _RETRY_AFTER_S = 5.0
 _MOST_KNOWN = 10_000
 
@@ -56,8 +54,11 @@ class PackageInstaller(Protocol):
         """Install the packages of the handler in the folder *code*, and say which wheels those are.
 
         Raises:
-            PackagesError: They cannot be resolved or installed.
+            PackagesError: They cannot be resolved or installed; remembered for a while, so that asking again is cheap.
         """
+
+    async def folder(self, wanted: Wanted) -> Path:
+        """Return the folder to map to ``/packages`` for a handler that wants *wanted*."""
 
 
 class Code(msgspec.Struct, frozen=True, kw_only=True, eq=False):
@@ -67,12 +68,14 @@ class Code(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     folder: Path
     settings: HandlerSettings
     wanted: Wanted
+    packages: Path | None
+    """The folder mapped to ``/packages``."""
 
 
 class _Known:
     """What is known about one handler."""
 
-    __slots__ = ("code", "code_asked", "failure", "missing", "until_s", "version", "version_asked")
+    __slots__ = ("code", "code_asked", "missing", "until_s", "version", "version_asked")
 
     def __init__(self) -> None:
         self.version: HandlerVersion | None = None
@@ -81,7 +84,6 @@ class _Known:
         self.code_asked = 0
         self.until_s = 0.0
         self.missing: HandlerNotFoundError | None = None
-        self.failure: tuple[str, OlcoreError, float] | None = None
 
 
 class CodeCache:
@@ -280,11 +282,6 @@ class CodeCache:
 
     async def _fetch(self, version: HandlerVersion) -> Code:
         began = time.monotonic()
-        known = self._known.get(version.name)
-        if known is not None and known.failure is not None:
-            failed, failure, until_s = known.failure
-            if failed == version.version and began < until_s:
-                raise again(failure)
         folder = self._folder / version.name / version.version
         is_new = not folder.is_dir()
         if is_new:
@@ -292,17 +289,13 @@ class CodeCache:
             folder = self._folder / version.name / version.version
         read = await asyncio.to_thread(handler_settings.read, folder, self._options)
         wanted = Wanted(handler=version.name, wheels=())
+        packages = None
         if self._packages is not None:
-            try:
-                wanted = await self._packages.prepare(folder)
-            except PackagesError as error:
-                if known is not None:
-                    known.failure = version.version, error, began + _RETRY_PACKAGES_S
-                raise
-            wanted = msgspec.structs.replace(wanted, handler=version.name)
+            wanted = await self._packages.prepare(folder)
+            packages = await self._packages.folder(wanted)
         if is_new:
             self._pulled(version, time.monotonic() - began)
-        return Code(version=version, folder=folder, settings=read, wanted=wanted)
+        return Code(version=version, folder=folder, settings=read, wanted=wanted, packages=packages)
 
     async def _pull(self, version: HandlerVersion) -> HandlerVersion:
         temporary = Path(tempfile.mkdtemp(prefix=_PULLING, dir=self._folder))

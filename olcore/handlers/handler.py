@@ -345,9 +345,8 @@ class Handler:
         folder = parts.worker_dir.handlers / self.name / number
         instance = Instance(number, code, generation, folder, self._lost)
         self.instances[number] = instance
-        packages = parts.options.packages_dir if code.wanted.wheels else None
         try:
-            imported = await instance.start(parts.pool, zygote, packages)
+            imported = await instance.start(parts.pool, zygote)
         except BaseException as error:
             instance.state = State.DEAD
             self._bury(instance, _reason(error))

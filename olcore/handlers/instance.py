@@ -107,9 +107,7 @@ class Instance:
             cold_start_s=self.cold_start_s,
         )
 
-    async def start(
-        self, pool: SandboxPool, zygote: Zygote | None, packages: Path | None
-    ) -> Sequence[ImportRecord]:
+    async def start(self, pool: SandboxPool, zygote: Zygote | None) -> Sequence[ImportRecord]:
         """Make the sandbox, let the guest load the handler, and return what that imported.
 
         Raises:
@@ -129,7 +127,7 @@ class Instance:
             scratch=self._folder,
             limits=limits,
             network=self.code.settings.network,
-            packages=packages,
+            packages=self.code.packages,
             zygote=zygote,
         )
         watch = await self._created(pool, spec)
@@ -179,6 +177,9 @@ class Instance:
                 "handler": code.version.name,
                 "entry": code.settings.entry,
                 "sys_path": [f"/packages/{wheel.folder}" for wheel in code.wanted.wheels],
+                "site_dirs": [
+                    f"/packages/{wheel.folder}" for wheel in code.wanted.wheels if wheel.pth
+                ],
                 "environment": code.settings.environment,
                 "max_result_bytes": int(code.settings.limits.max_result_mb * MIB),
                 "measure_imports": bool(code.wanted.wheels),
