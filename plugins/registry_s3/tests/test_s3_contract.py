@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ol_registry_s3.plugin import ol_registry_backends
+from ol_registry_s3.settings import S3Settings
+from olcore.interfaces import Registry
+from olcore.testing.registry import RegistryContract, registry_context
+
+from .conftest import Nanio  # noqa: TID252  # its full name depends on where pytest is run
+
+
+def maker(folder: Path, **settings: Any) -> Callable[[], Registry]:
+    [backend] = ol_registry_backends()
+    checked = S3Settings(**settings)
+    assert backend.why_unusable(checked) is None
+    return lambda: backend.make(registry_context(folder), checked)
+
+
+class TestMemoryContract(RegistryContract):
+    @pytest.fixture
+    def make_registry(self, tmp_path: Path) -> Callable[[], Registry]:
+        return maker(tmp_path, url=f"memory://{uuid.uuid4().hex}/handlers")
+
+
+class TestFileContract(RegistryContract):
+    @pytest.fixture
+    def make_registry(self, tmp_path: Path) -> Callable[[], Registry]:
+        return maker(tmp_path, url=f"file://{tmp_path}/registry")
+
+
+class TestNanioContract(RegistryContract):
+    @pytest.fixture
+    def make_registry(
+        self, tmp_path: Path, shared_nanio: Nanio, bucket: str
+    ) -> Callable[[], Registry]:
+        return maker(tmp_path, **shared_nanio.settings(f"{bucket}/some/prefix"))

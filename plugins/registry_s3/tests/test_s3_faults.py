@@ -1,0 +1,262 @@
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ol_registry_s3.plugin import ol_registry_backends
+from ol_registry_s3.settings import S3Settings
+from olcore.errors import (
+    ConflictError,
+    HandlerNotFoundError,
+    RegistryError,
+    RegistryUnavailableError,
+)
+from olcore.interfaces import HandlerVersion, Registry
+from olcore.testing.registry import make_bundle, registry_context
+
+from .conftest import Nanio  # noqa: TID252  # its full name depends on where pytest is run
+
+Open = Callable[..., Any]
+
+
+@pytest.fixture
+async def opened(tmp_path: Path) -> AsyncIterator[Open]:
+    """Return a function that starts a registry with some settings; all are closed at the end."""
+    [backend] = ol_registry_backends()
+    async with AsyncExitStack() as undo:
+
+        async def start(timeout_s: float = 10.0, **settings: Any) -> Registry:
+            context = registry_context(tmp_path, timeout_s=timeout_s)
+            registry: Registry = backend.make(context, S3Settings(**settings))
+            undo.push_async_callback(registry.close)
+            await registry.start()
+            return registry
+
+        yield start
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    return make_bundle(tmp_path, {"lambda_func.py": "def handler(event): ..."})
+
+
+class OddServer(ThreadingHTTPServer):
+    """Answers every request in one odd way."""
+
+    daemon_threads = True
+    answer: Callable[[BaseHTTPRequestHandler], None]
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Odd)
+        self.stopping = threading.Event()
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {
+            "url": "s3://bucket/prefix",
+            "endpoint": f"http://127.0.0.1:{self.server_port}",
+            "key": "the-key-itself",
+            "secret": "the-secret-itself",
+            "region": "us-east-1",
+        }
+
+
+class _Odd(BaseHTTPRequestHandler):
+    server: OddServer
+
+    def do_GET(self) -> None:
+        self.server.answer(self)
+
+    do_HEAD = do_PUT = do_DELETE = do_GET  # noqa: N815  # as the base class calls them
+
+    def log_message(self, *args: Any) -> None:
+        pass
+
+
+def error(status: int, code: str) -> Callable[[BaseHTTPRequestHandler], None]:
+    def answer(request: BaseHTTPRequestHandler) -> None:
+        body = f"<Error><Code>{code}</Code><Message>the-secret-itself said so</Message></Error>"
+        request.send_response(status)
+        request.send_header("Content-Length", str(len(body)))
+        request.end_headers()
+        if request.command != "HEAD":
+            request.wfile.write(body.encode())
+
+    return answer
+
+
+def truncated(request: BaseHTTPRequestHandler) -> None:
+    request.send_response(200)
+    request.send_header("Content-Length", "1000")
+    request.send_header("ETag", '"abc"')
+    request.end_headers()
+    if request.command != "HEAD":
+        request.wfile.write(b"x" * 10)
+    request.close_connection = True
+
+
+def silent(request: BaseHTTPRequestHandler) -> None:
+    server = request.server
+    assert isinstance(server, OddServer)
+    server.stopping.wait(30)
+
+
+def not_http(request: BaseHTTPRequestHandler) -> None:
+    request.wfile.write(b"SSH-2.0-OpenSSH_9.2\r\n")
+    request.close_connection = True
+
+
+@pytest.fixture
+def odd() -> Iterator[OddServer]:
+    server = OddServer()
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield server
+    server.stopping.set()
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [
+        (error(503, "SlowDown"), "overloaded"),
+        (error(403, "AccessDenied"), "refuses us"),
+        (error(403, "InvalidAccessKeyId"), "refuses us|does not know the key"),
+        (error(500, "InternalError"), "has a fault"),
+        (truncated, "broke off|got 10 of 1000"),
+        (silent, "did not answer within 1.5 s|does not answer"),
+        (not_http, "broke off|does not answer|has a fault"),
+    ],
+    ids=["slow-down", "forbidden", "unknown-key", "fault", "truncated", "silent", "not-http"],
+)
+async def test_an_odd_answer_is_said_in_time_and_without_secrets(
+    opened: Open,
+    odd: OddServer,
+    tmp_path: Path,
+    answer: Callable[[BaseHTTPRequestHandler], None],
+    says: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    odd.answer = answer
+    registry = await opened(timeout_s=1.5, **odd.settings)
+    with pytest.raises(RegistryUnavailableError, match=says) as caught:
+        await registry.pull(HandlerVersion(name="hello", version="1"), tmp_path)
+    assert caught.value.retry_after_s
+    assert "s3://bucket/prefix/hello.tar.gz" in caught.value.message
+    assert "itself" not in f"{caught.value} {caught.value.hint} {caplog.text}"
+
+
+async def test_listing_and_writing_meet_the_same_errors(
+    opened: Open, odd: OddServer, bundle: Path
+) -> None:
+    odd.answer = error(403, "AccessDenied")
+    registry = await opened(timeout_s=2, **odd.settings)
+    for call in (
+        registry.names,
+        lambda: registry.publish("a", bundle),
+        lambda: registry.remove("a"),
+    ):
+        with pytest.raises(RegistryUnavailableError, match="refuses us"):
+            await call()
+
+
+async def test_an_unknown_error_code_is_kept(opened: Open, odd: OddServer) -> None:
+    odd.answer = error(418, "Teapot")
+    registry = await opened(timeout_s=2, **odd.settings)
+    with pytest.raises(RegistryError, match=r"said so|Teapot|418") as caught:
+        await registry.names()
+    assert "itself" not in str(caught.value)
+
+
+async def test_a_missing_bucket_is_no_missing_handler(
+    opened: Open, shared_nanio: Nanio, bundle: Path
+) -> None:
+    registry = await opened(**shared_nanio.settings("s3://not-there/prefix"))
+    for call in (
+        lambda: registry.lookup("hello"),
+        registry.names,
+        lambda: registry.publish("hello", bundle),
+    ):
+        with pytest.raises(RegistryUnavailableError, match="the bucket does not exist"):
+            await call()
+
+
+async def test_wrong_keys_are_refused(opened: Open, shared_nanio: Nanio, bucket: str) -> None:
+    registry = await opened(**{**shared_nanio.settings(bucket), "secret": "another-secret"})
+    with pytest.raises(RegistryUnavailableError, match="refuses") as caught:
+        await registry.lookup("hello")
+    assert "another-secret" not in f"{caught.value}"
+    assert caught.value.hint
+
+
+async def test_a_server_that_comes_back_is_used_again(
+    opened: Open, nanio: Nanio, bundle: Path, tmp_path: Path
+) -> None:
+    url = nanio.make_bucket("handlers")
+    registry = await opened(timeout_s=5, **nanio.settings(url))
+    published = await registry.publish("hello", bundle)
+    nanio.stop()
+    with pytest.raises(RegistryUnavailableError, match=r"does not answer|broke off"):
+        await registry.lookup("hello")
+    nanio.start()
+    assert await registry.lookup("hello") == published
+    (tmp_path / "target").mkdir()
+    assert await registry.pull(published, tmp_path / "target") == published
+
+
+async def test_s3_itself_decides_between_two_programs(
+    opened: Open, moto: str, bundle: Path, tmp_path: Path
+) -> None:
+    keys = {"key": "testing", "secret": "testing", "region": "us-east-1", "endpoint": moto}
+    registry = await opened(url="s3://decides", **keys)
+    store = registry._store
+    await asyncio.to_thread(store._fs.mkdir, "decides")
+    first = await registry.publish("hello", bundle, if_version="")
+    present = await asyncio.to_thread(store.find, "hello.tar.gz")
+    newer = make_bundle(tmp_path, {"lambda_func.py": "newer"})
+    assert (await registry.publish("hello", newer, if_version=first.version)) != first
+    # What another program would do that had looked before we wrote:
+    for condition in ({"IfNoneMatch": "*"}, {"IfMatch": present.etag}):
+        with pytest.raises(ConflictError):
+            await registry._in_thread(
+                lambda condition=condition: store.store("hello.tar.gz", bundle, condition), "hello"
+            )
+    await registry.remove("hello")
+    with pytest.raises(HandlerNotFoundError):
+        await registry.lookup("hello")
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        ({}, "s3.url is not set"),
+        ({"url": "s3://b", "key": "k"}, "belong together"),
+        ({"url": "gs://b"}, "gcsfs"),
+        ({"url": "az://b"}, "adlfs"),
+        ({"url": "nonsense://user:password@b"}, "nonsense"),
+    ],
+)
+def test_what_is_missing_is_said(settings: dict[str, Any], why: str) -> None:
+    [backend] = ol_registry_backends()
+    said = backend.why_unusable(S3Settings(**settings))
+    assert said is not None
+    assert why in said
+    assert "password" not in said
+
+
+def test_settings_print_no_secret() -> None:
+    settings = S3Settings(url="s3://b", key="kkkk", secret="ssss", options={"token": "tttt"})
+    said = f"{settings!r} {settings}"
+    assert "s3://b" in said
+    assert not any(secret in said for secret in ("kkkk", "ssss", "tttt"))
