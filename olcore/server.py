@@ -153,6 +153,8 @@ class _Connection(ASGIProtocol):  # type: ignore[misc]
     """One connection, of which the worker process can tell whether it is idle."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # gunicorn keeps what it learns here on the class that it is asked through, and reads it from its own.
+        ASGIProtocol._check_h1c_protocol_available()  # noqa: SLF001 -- ditto
         super().connection_made(transport)
         self.worker.connections.add(self)
 

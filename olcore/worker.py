@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _PREDECESSOR_S = 10.0
+_INSTANCES_PER_CORE = 4
+_SHARE_PERCENT = 80
+"""Of the machine's memory, for the instances of one worker unless configured otherwise."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -252,11 +255,11 @@ def _options(settings: Settings, places: Places) -> Options:
         limits=core.limits,
         max_limits=core.max_limits,
         network=core.network,
-        max_instances=core.max_instances,
+        max_instances=core.max_instances or _INSTANCES_PER_CORE * (os.cpu_count() or 1),
         max_queue=core.max_queue,
         idle_timeout_s=core.idle_timeout_s,
         pause_after_ms=core.pause_after_ms,
-        memory_pool_mb=core.memory_pool_mb,
+        memory_pool_mb=core.memory_pool_mb or _machine_mb() * _SHARE_PERCENT // 100,
         registry_cache_ms=core.registry_cache_ms,
         max_bundle_mb=core.max_bundle_mb,
         max_bundle_files=core.max_bundle_files,
@@ -283,3 +286,7 @@ def _http_options(settings: Settings) -> HttpOptions:
     # A handler may ask for more than the default, up to the maximum; only the manager knows which handler it is.
     most = max(core.limits.max_body_mb, core.max_limits.max_body_mb)
     return HttpOptions(max_body_mb=most, cors=core.cors)
+
+
+def _machine_mb() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // (1024 * 1024)
