@@ -11,6 +11,7 @@
     ├── RequestError                 400  bad_request        the caller can mend it
     │   ├── BadNameError             400  bad_name           not a name a handler can have
     │   ├── BadEventError            400  bad_event          the body is not JSON
+    │   ├── BadBundleError           400  bad_bundle         what was uploaded is not a handler
     │   ├── UnauthorizedError        401  unauthorized       the API key is missing or wrong
     │   ├── HandlerNotFoundError     404  no_such_handler    the registry has no handler of that name
     │   ├── ConflictError            412  version_conflict   the handler changed meanwhile
@@ -115,6 +116,12 @@ class BadEventError(RequestError):
     """The body is not JSON; ``details["position"]`` is the offset in characters."""
 
     code = "bad_event"
+
+
+class BadBundleError(RequestError):
+    """What was uploaded is not a handler; says what is wrong with it."""
+
+    code = "bad_bundle"
 
 
 class UnauthorizedError(RequestError):

@@ -2,7 +2,15 @@
 
 from olcore.interfaces.events import DestroyReason, InstanceInfo, Invocation, Outcome, WorkerInfo
 from olcore.interfaces.import_cache import ImportCache, ImportCacheBackend, Wanted, Wheel
-from olcore.interfaces.registry import HandlerVersion, Registry, RegistryBackend, RegistryContext
+from olcore.interfaces.registry import (
+    HandlerVersion,
+    Registry,
+    RegistryAddress,
+    RegistryBackend,
+    RegistryContext,
+    RegistryServer,
+    ServerContext,
+)
 from olcore.interfaces.sandbox import (
     Death,
     DeathCause,
@@ -51,8 +59,10 @@ __all__ = [
     "Outcome",
     "Placement",
     "Registry",
+    "RegistryAddress",
     "RegistryBackend",
     "RegistryContext",
+    "RegistryServer",
     "Reject",
     "Reuse",
     "Sandbox",
@@ -61,6 +71,7 @@ __all__ = [
     "SandboxSpec",
     "Scheduler",
     "SchedulerBackend",
+    "ServerContext",
     "Usage",
     "Wait",
     "Wanted",

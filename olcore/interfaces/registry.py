@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Generic
 
@@ -108,6 +108,10 @@ class RegistryBackend(Generic[Settings]):
     """A msgspec struct with a default for every field. A string field ``dir`` that is empty means the cluster's ``registry``."""
     make: Callable[[RegistryContext, Settings], Registry]
     why_unusable: Callable[[Settings], str | None] = _usable
+    addressed: Callable[[RegistryAddress, Settings], Settings] | None = None
+    """Point settings to another server, for ``olcore upload --address``; ``None`` when there is no such thing as a server."""
+    serve: Callable[[ServerContext, Settings], RegistryServer] | None = None
+    """Say how ``olcore registry`` starts a server; ``None`` when it cannot. May raise BackendUnusableError."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,3 +126,40 @@ class RegistryContext:
     """Refuse a bundle that unpacks to more MiB."""
     max_bundle_files: int
     """Refuse a bundle with more members."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RegistryAddress:
+    """A server and the keys to it, as a user types them; empty where the user said nothing."""
+
+    address: str
+    """``HOST:PORT`` or a URL."""
+    access_key: str = ""
+    secret_key: str = field(default="", repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerContext:
+    """What a registry server is to be started with."""
+
+    folder: Path
+    """Where it keeps its data; exists."""
+    host: str
+    port: int
+    access_key: str
+    secret_key: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RegistryServer:
+    """A registry server that the core starts in the background, and stops with SIGTERM."""
+
+    command: Sequence[str]
+    """Everybody on the machine can read it: no secret stands in it."""
+    environment: Mapping[str, str] = field(repr=False)
+    """Added to that of the command."""
+    url: str
+    settings: Mapping[str, object] = field(repr=False)
+    """What the backend's settings must be so that workers use it; a merge patch."""
+    is_ready: Callable[[], bool]
+    """Asked again and again while the process lives, until it serves; makes what handlers are stored in, such as a bucket."""
