@@ -31,10 +31,14 @@ _numbers = itertools.count(1)
 class Connected(Protocol):
     """A cell's way to the network."""
 
-    address: str
-    gateway: str
-    gateway_hardware: str
-    device: str
+    @property
+    def address(self) -> str: ...
+    @property
+    def gateway(self) -> str: ...
+    @property
+    def gateway_hardware(self) -> str: ...
+    @property
+    def device(self) -> str: ...
 
 
 class NetworkProvider(Protocol):

@@ -53,7 +53,11 @@ def label_of(context: WorkerContext) -> str:
 
 def clean(context: WorkerContext, _settings: SockSettings) -> Sequence[str]:
     """Remove what a dead worker left; see ``SandboxBackend.clean``."""
-    removed = [*cgroups.clean(label_of(context)), *uids.clean()]
+    # Imported here, because `olcore plugins` must not pay for netlink.
+    from ol_sandbox_sock.network import Nat
+
+    label = label_of(context)
+    removed = [*cgroups.clean(label), *Nat.clean(label), *uids.clean()]
     for folder in ("sock", "handlers", "import-cache"):
         removed += mounts.clear(context.worker_dir / folder)
     return removed
@@ -69,6 +73,7 @@ class SockPool(ZygotePool):
         self._undo = AsyncExitStack()
         self._sources: dict[bool, CellSource] = {}
         self._starting = asyncio.Lock()
+        self._connecting = asyncio.Lock()
         self._launches: list[Launch] = []
         self._zygotes: set[SockZygote] = set()
         self._live: set[SockSandbox] = set()
@@ -90,9 +95,25 @@ class SockPool(ZygotePool):
                 _log.warning(
                     "sock.seccomp is off: handlers may make every system call; for research only"
                 )
-            source = await self._source(network=True)
+            if self._context.network is Network.NAT:
+                await self._connect(undo)
+            source = await self._source(network=self._context.network is not Network.HOST)
             await source.fill(self._context.network)
             self._undo = undo.pop_all()
+
+    async def _connect(self, undo: AsyncExitStack) -> None:
+        """Set up the network ``nat``, once."""
+        async with self._connecting:
+            if Network.NAT in self._networks:
+                return
+            # Imported here, because a worker whose handlers stay offline must not pay for netlink.
+            from ol_sandbox_sock.nat import NatThread
+
+            nat = NatThread()
+            undo.push_async_callback(nat.close)
+            servers = host.nameservers(self._settings.nameservers)
+            await nat.start(label_of(self._context), self._settings.nat_pool, servers)
+            self._networks[Network.NAT] = nat
 
     async def _source(self, *, network: bool) -> CellSource:
         """Return the source of cells in a network namespace of their own, or in the host's; start it when needed."""
@@ -192,6 +213,8 @@ class SockPool(ZygotePool):
     async def create(self, spec: SandboxSpec) -> Sandbox:
         if self._is_closed:
             raise SandboxUnavailableError("the pool is closed")
+        if spec.network is Network.NAT and Network.NAT not in self._networks:
+            await self._connect(self._undo)
         source = await self._origin(spec)
         cell = await source.take(spec.network)
         try:
