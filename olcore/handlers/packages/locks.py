@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from olcore.handlers.packages.options import PackageOptions
-    from olcore.interfaces import GuestInfo
+    from olcore.interfaces import GuestInfo, Wheel
 
 LOCKS = ".locks"
 """The lock folder's name below the ``packages`` folder; the store's own folders have a dot as well."""
@@ -79,18 +79,17 @@ class Locks:
         lock = Lock(requirements=tuple(requirements), pins=tuple(pins), guest=self._guest)
         write_whole(self._path(digest), msgspec.json.format(msgspec.json.encode(lock)))
 
-    def use(self, user: User) -> None:
-        """Note what a handler uses now, in place of what it used before."""
-        if not user.folders and not self._user(user.handler).exists():
+    def use(self, handler: str, wheels: Sequence[Wheel]) -> None:
+        """Note what *handler* uses now, in place of what it used before."""
+        file = self._folder / "users" / f"{handler}.json"
+        if not wheels and not file.exists():
             return
-        self._user(user.handler).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_whole(self._user(user.handler), msgspec.json.encode(user))
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        user = User(handler=handler, folders=tuple(wheel.folder for wheel in wheels))
+        write_whole(file, msgspec.json.encode(user))
 
     def _path(self, digest: str) -> Path:
         return self._folder / f"{digest}.json"
-
-    def _user(self, handler: str) -> Path:
-        return self._folder / "users" / f"{handler}.json"
 
 
 def users(lock_dir: Path) -> Sequence[User]:
@@ -103,6 +102,11 @@ def users(lock_dir: Path) -> Sequence[User]:
             # Half-written is impossible, so it is of another version of olcore, which will write it anew.
             continue
     return found
+
+
+def gate(lock_dir: Path) -> Path:
+    """Name the lock that who installs holds together with others, and who removes holds alone."""
+    return lock_dir / "gate"
 
 
 def forget(lock_dir: Path, handler: str) -> None:

@@ -10,19 +10,21 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from olcore.errors import PackagesError
 from olcore.handlers.packages import bytecode, contents, requirements
-from olcore.handlers.packages.locks import Locks, User
+from olcore.handlers.packages.files import locked
+from olcore.handlers.packages.locks import Locks, gate
 from olcore.handlers.packages.private import PrivateFolders
 from olcore.handlers.packages.store import CompileBytecode, Store
 from olcore.handlers.packages.uv import Pin, Uv
 from olcore.interfaces import GuestInfo, Wanted, Wheel
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import AsyncIterator, Callable, Sequence
     from pathlib import Path
 
     from olcore.handlers.packages.options import PackageOptions
@@ -75,10 +77,12 @@ class Packages:
         self._guest = guest
         self._options = options
         self._on_progress = on_progress or _log_progress
+        self._lock_dir = lock_dir
         self._locks = Locks(lock_dir, guest, options)
         if compile_bytecode is None:
             ours = bytecode.is_ours(guest)
             compile_bytecode = bytecode.compile_folder if ours else bytecode.leave
+        self._compile = compile_bytecode
         self._store = Store(
             packages_dir,
             guest=guest,
@@ -102,10 +106,17 @@ class Packages:
         Raises:
             PackagesError: The file is wrong, or its packages cannot be had; holds uv's reason.
         """
-        wheels = await self.get(await asyncio.to_thread(requirements.read, code))
+        wanted = await asyncio.to_thread(requirements.read, code)
         name = handler or code.parent.name
-        user = User(handler=name, folders=tuple(wheel.folder for wheel in wheels))
-        await asyncio.to_thread(self._locks.use, user)
+        wheels: tuple[Wheel, ...] = ()
+        if wanted:
+            async with self._installing():
+                wheels = await self.get(wanted)
+                await asyncio.to_thread(self._locks.use, name, wheels)
+        else:
+            await asyncio.to_thread(self._locks.use, name, wheels)
+        if await asyncio.to_thread(contents.is_worth_compiling, code):
+            await self._compile(code)
         own = await asyncio.to_thread(contents.top_level, code)
         return Wanted(handler=name, wheels=wheels, modules=own)
 
@@ -139,6 +150,15 @@ class Packages:
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
+
+    @asynccontextmanager
+    async def _installing(self) -> AsyncIterator[None]:
+        # Until it is noted that the handler uses its wheels, nobody may find them unused and remove them.
+        try:
+            async with locked(gate(self._lock_dir), self._options.timeout_s, shared=True):
+                yield
+        except TimeoutError as error:
+            raise PackagesError("the removal of unused packages does not come to an end") from error
 
     async def _get(self, digest: str, wanted: Sequence[str]) -> tuple[Wheel, ...]:
         try:

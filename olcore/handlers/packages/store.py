@@ -11,27 +11,25 @@ in folders whose names begin with a dot, closed to sandboxes::
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import hashlib
-import os
 import shutil
 import stat
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 import msgspec
 
 from olcore.errors import PackagesError
 from olcore.handlers.packages import contents
-from olcore.handlers.packages.files import write_whole
+from olcore.handlers.packages.files import locked, write_whole
 from olcore.handlers.packages.uv import Pin
 from olcore.interfaces import GuestInfo, Wheel
 
 Install = Callable[[Pin, Path], Awaitable[None]]
 CompileBytecode = Callable[[Path], Awaitable[None]]
 
-_LOCK_POLL_S = 0.05
+RECORDS = ".wheels"
+TEMPORARY = ".tmp"
 
 
 class Store:
@@ -59,8 +57,8 @@ class Store:
         self._compile = compile_bytecode
         self._timeout_s = timeout_s
         self._kind = guest_key(guest)
-        self._records = folder / ".wheels"
-        self._temporary = folder / ".tmp"
+        self._records = folder / RECORDS
+        self._temporary = folder / TEMPORARY
 
     async def get(self, pin: Pin) -> Wheel:
         """Return the wheel of *pin*, and install it when it is not there yet.
@@ -72,29 +70,31 @@ class Store:
 
     def find(self, pin: Pin) -> Wheel | None:
         """Return the wheel of *pin* if it is installed."""
-        try:
-            wheel = msgspec.json.decode(self._record(pin).read_bytes(), type=Wheel)
-        except (OSError, msgspec.DecodeError):
-            return None
-        return wheel if (self.folder / wheel.folder).is_dir() else None
+        return _wheel_of(self._record(pin), self.folder)
 
     async def _make(self, pin: Pin) -> Wheel:
         for folder in (self.folder, self._records, self._temporary):
             folder.mkdir(
                 mode=0o755 if folder is self.folder else 0o700, parents=True, exist_ok=True
             )
-        async with _locked(self._record(pin).with_suffix(".lock"), self._timeout_s):
-            # Somebody else may have installed it while we waited.
-            found = self.find(pin)
-            if found is not None:
-                return found
-            temporary = self._temporary / self._record(pin).stem
+        lock = self._record(pin).with_suffix(".lock")
+        try:
+            async with locked(lock, self._timeout_s):
+                # Somebody else may have installed it while we waited.
+                return self.find(pin) or await self._install_and_place(pin)
+        except TimeoutError as error:
+            raise PackagesError(
+                f"somebody else has been installing {pin} for {self._timeout_s:g} s"
+            ) from error
+
+    async def _install_and_place(self, pin: Pin) -> Wheel:
+        temporary = self._temporary / self._record(pin).stem
+        await asyncio.to_thread(shutil.rmtree, temporary, ignore_errors=True)
+        try:
+            await self._install(pin, temporary)
+            return await self._place(pin, temporary)
+        finally:
             await asyncio.to_thread(shutil.rmtree, temporary, ignore_errors=True)
-            try:
-                await self._install(pin, temporary)
-                return await self._place(pin, temporary)
-            finally:
-                await asyncio.to_thread(shutil.rmtree, temporary, ignore_errors=True)
 
     async def _place(self, pin: Pin, temporary: Path) -> Wheel:
         (temporary / ".lock").unlink(missing_ok=True)  # uv's own, of use while it installs
@@ -137,13 +137,11 @@ def installed(packages: Path) -> Sequence[Path]:
     )
 
 
-def remove(folder: Path) -> None:
-    """Remove one installed wheel: out of sight by one rename, then away."""
-    grave = folder.parent / ".tmp" / f"removed-{folder.name}"
-    grave.parent.mkdir(mode=0o700, exist_ok=True)
-    shutil.rmtree(grave, ignore_errors=True)
-    folder.rename(grave)
-    shutil.rmtree(grave)
+def drop_records(packages: Path) -> None:
+    """Forget the records of wheels that are no longer there."""
+    for record in (packages / RECORDS).glob("*.json"):
+        if _wheel_of(record, packages) is None:
+            record.unlink(missing_ok=True)
 
 
 def guest_key(guest: GuestInfo) -> str:
@@ -153,31 +151,12 @@ def guest_key(guest: GuestInfo) -> str:
     return f"{guest.implementation}{feature}-{guest.machine}-{libc}"
 
 
-@asynccontextmanager
-async def _locked(file: Path, timeout_s: float) -> AsyncIterator[None]:
-    fd = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+def _wheel_of(record: Path, packages: Path) -> Wheel | None:
     try:
-        try:
-            async with asyncio.timeout(timeout_s):
-                await _flock(fd)
-        except TimeoutError as error:
-            raise PackagesError(
-                f"somebody else has been installing {file.stem!r} for {timeout_s:g} s"
-            ) from error
-        yield
-    finally:
-        os.close(fd)
-
-
-async def _flock(fd: int) -> None:
-    # Asked again and again, because a thread that waits inside flock could neither be cancelled nor given up.
-    while True:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            await asyncio.sleep(_LOCK_POLL_S)
-        else:
-            return
+        wheel = msgspec.json.decode(record.read_bytes(), type=Wheel)
+    except (OSError, msgspec.DecodeError):
+        return None
+    return wheel if (packages / wheel.folder).is_dir() else None
 
 
 def _open_to_all(folder: Path) -> None:

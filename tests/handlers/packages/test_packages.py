@@ -16,6 +16,7 @@ import pytest
 
 from olcore.errors import PackagesError
 from olcore.handlers.packages import Packages
+from olcore.handlers.packages.inventory import prune
 from olcore.handlers.packages.locks import users
 from olcore.handlers.packages.store import installed
 from olcore.testing.wheels import THIS_PYTHON, WheelFolder
@@ -349,3 +350,25 @@ async def test_a_native_wheel_of_the_real_index_is_imported(
         [tmp_path / "packages" / wheel.folder], "import numpy; print(numpy.ones(3).sum())"
     )
     assert out == "3.0"
+
+
+async def test_removing_a_wheel_frees_its_private_views_too(
+    make_packages: Make, code: Code, tmp_path: Path
+) -> None:
+    packages = make_packages(private=True)
+    gone = await packages.folder(await packages.prepare(code("beta==1.2", handler="gone")))
+    kept = await packages.folder(await packages.prepare(code("beta", handler="kept")))
+    removed = await prune(tmp_path / "packages", tmp_path / "locks", ["kept"])
+    assert [one.wheel for one in removed] == ["beta-1.2-py3-none-any"]
+    assert not gone.exists()
+    assert kept.is_dir()
+    assert (await packages.prepare(code("beta==1.2", handler="gone"))).wheels
+
+
+async def test_a_large_handler_is_compiled_too(make_packages: Make, code: Code) -> None:
+    folder = code("")
+    await make_packages().prepare(folder)
+    assert not (folder / "__pycache__").exists()
+    (folder / "much.py").write_text("x = 1\n" * 10_000)
+    await make_packages().prepare(folder)
+    assert len(list((folder / "__pycache__").iterdir())) == 2
