@@ -8,6 +8,8 @@ payload over the limit or JSON of another shape ends the connection, and with it
 from __future__ import annotations
 
 import asyncio
+import errno
+import socket
 from typing import TYPE_CHECKING, TypeVar, cast
 
 import msgspec
@@ -27,7 +29,6 @@ from olcore.guest import protocol
 from olcore.interfaces import ImportRecord
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Callable
 
 _Value = TypeVar("_Value")
@@ -37,6 +38,11 @@ _unpack = protocol.HEADER.unpack_from
 
 # An error with its traceback, or the import times of a large package, must fit even where results are kept small.
 _LEAST_PAYLOAD = 4 << 20
+
+
+# The kernel resets a Unix connection, instead of ending it, when its other end is closed with something unread, and
+# refuses to write to one that is closed. A guest reads an event whole before it calls the handler.
+_UNREAD = (ConnectionResetError, BrokenPipeError)
 
 
 class _Hello(msgspec.Struct, frozen=True):
@@ -73,6 +79,7 @@ class Channel(asyncio.Protocol):
 
     __slots__ = (
         "_buffer",
+        "_connection",
         "_expects",
         "_hello",
         "_loop",
@@ -83,6 +90,7 @@ class Channel(asyncio.Protocol):
         "_timer",
         "_transport",
         "_waiter",
+        "is_unread",
         "label",
     )
 
@@ -91,10 +99,13 @@ class Channel(asyncio.Protocol):
         self._max_payload = max(max_result_bytes, _LEAST_PAYLOAD)
         self._on_lost = on_lost
         self._loop = asyncio.get_running_loop()
+        self._connection: socket.socket | None = None
         self._transport: asyncio.Transport | None = None
         self._buffer = bytearray()
         self._needed = 0
         self._lost = ""
+        self.is_unread = False
+        """Whether the guest died before it had read the last event, so that its handler never ran for it."""
         self._timer: asyncio.TimerHandle | None = None
         # The guest speaks first, maybe before anybody waits for it.
         self._expects = protocol.HELLO
@@ -103,6 +114,7 @@ class Channel(asyncio.Protocol):
 
     async def open(self, connection: socket.socket) -> None:
         """Take over *connection*, which has been accepted."""
+        self._connection = connection
         await self._loop.connect_accepted_socket(lambda: self, connection)
 
     async def handshake(self, init: bytes, timeout_s: float) -> list[ImportRecord]:
@@ -150,10 +162,18 @@ class Channel(asyncio.Protocol):
         """End the connection and fail whoever waits; idempotent."""
         if not self._lost:
             self._lost = why
+            self.is_unread = self.is_unread or self._is_reset()
             if self._transport is not None:
                 self._transport.abort()
             self._fail(self._died())
             self._on_lost()
+
+    def _is_reset(self) -> bool:
+        """Ask the kernel, in case its news has not come through the loop yet."""
+        if self._connection is None or self._connection.fileno() < 0:
+            return False
+        error = self._connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        return error in (errno.ECONNRESET, errno.EPIPE)
 
     async def _said_hello(self, timeout_s: float) -> bytes:
         if not self._hello.done():
@@ -180,6 +200,7 @@ class Channel(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Fail whoever waits; called by the loop."""
+        self.is_unread = self.is_unread or isinstance(exc, _UNREAD)
         self.close(f"its connection broke: {exc}" if exc else "it closed its connection")
 
     def data_received(self, data: bytes) -> None:

@@ -194,14 +194,18 @@ class Instance:
     def _on_lost(self) -> None:
         self._on_death(self)
 
-    async def died(self, when: str = "") -> InstanceDiedError:
-        """Make the error for a call that found it dead, waiting a moment until the backend knows how it died."""
+    async def learn_death(self) -> None:
+        """Wait a moment for the backend to say how it died; nothing comes of it when it lives."""
         if self.death is None and self.sandbox is not None:
             waiting = asyncio.ensure_future(self.sandbox.wait())
             await asyncio.wait({waiting}, timeout=_DEATH_S)
             if waiting.done() and waiting.exception() is None:
                 self.death = waiting.result()
             waiting.cancel()
+
+    async def died(self, when: str = "") -> InstanceDiedError:
+        """Make the error for who found it dead."""
+        await self.learn_death()
         when = f" {when}" if when else ""
         if self.death is None:
             return InstanceDiedError(

@@ -27,6 +27,7 @@ from olcore.handlers.handler import Handler
 from olcore.handlers.memory import MemoryPool
 from olcore.handlers.options import MIB, Options
 from olcore.handlers.parts import Parts
+from olcore.handlers.upkeep import Upkeep
 from olcore.interfaces import HandlerVersion, Invocation, Outcome
 
 if TYPE_CHECKING:
@@ -41,8 +42,7 @@ __all__ = ["Manager", "Options", "PackageInstaller", "Reply", "check_name"]
 log = logging.getLogger(__name__)
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,128}")
-_SWEEP_S = 1.0
-_PRESSURE_EVERY_S = 1.0
+_RETRIES = 3
 _STATUS_CANCELLED = 499  # what proxies log when the caller went away; nobody is sent it
 
 
@@ -78,6 +78,7 @@ class _Call:
         "instance",
         "is_cold",
         "request_id",
+        "retries",
         "taken_s",
     )
 
@@ -89,6 +90,7 @@ class _Call:
         self.handler: Handler | None = None
         self.instance: Instance | None = None
         self.is_cold = False
+        self.retries = 0
 
 
 class Manager:
@@ -120,6 +122,7 @@ class Manager:
         emit: Callable[..., None],
     ) -> None:
         self.options = options
+        self._handlers: dict[str, Handler] = {}
         self._parts = Parts(
             pool=pool,
             scheduler=scheduler,
@@ -131,15 +134,13 @@ class Manager:
             freed=self._freed,
             idled=self._press,
         )
+        self._upkeep = Upkeep(self._handlers, self._parts)
         self._codes = CodeCache(registry, packages, options, worker_dir.code, self._pulled)
-        self._handlers: dict[str, Handler] = {}
         self._emit = emit
         self._finished: list[tuple[Invocation, Outcome]] = []
         self._in_flight = 0
         self._is_draining = False
         self._emptied: asyncio.Event | None = None
-        self._sweeper: asyncio.Task[None] | None = None
-        self._pressure_told_s = 0.0
 
     async def start(self) -> None:
         """Clear what a crash left in the worker's folder, and begin to look after idle instances."""
@@ -148,7 +149,7 @@ class Manager:
         handlers.mkdir(parents=True, exist_ok=True)
         for left in handlers.glob("*/*"):
             await self._parts.pool.remove_scratch(left)
-        self._sweeper = asyncio.ensure_future(self._sweep())
+        self._upkeep.start()
 
     async def close(self, drain_s: float) -> None:
         """Refuse new requests, wait up to *drain_s* for those in flight, then destroy every instance; idempotent."""
@@ -160,10 +161,7 @@ class Manager:
                     await self._emptied.wait()
             except TimeoutError:
                 log.warning("%d requests were still running after %g s", self._in_flight, drain_s)
-        if self._sweeper is not None:
-            self._sweeper.cancel()
-            await asyncio.wait({self._sweeper})
-            self._sweeper = None
+        await self._upkeep.close()
         self._parts.is_closing = True
         for handler in self._handlers.values():
             handler.close(_draining)
@@ -239,10 +237,21 @@ class Manager:
                 f"the body has {len(body)} bytes, over the limit of {int(max_body_bytes)}",
                 hint="raise limits.max_body_mb",
             )
-        instance = await handler.acquire(call.arrived_s)
-        call.instance = instance
-        call.is_cold = not instance.served
-        call.taken_s = time.monotonic()
+        while True:
+            instance = call.instance = await handler.acquire(call.arrived_s)
+            call.is_cold = not instance.served
+            call.taken_s = time.monotonic()
+            try:
+                return await self._called(handler, instance, body, call)
+            except InstanceDiedError:
+                # It had died while it was idle, a moment before it was taken; the handler saw nothing of this event.
+                if not instance.channel.is_unread or call.retries == _RETRIES:
+                    raise
+                call.retries += 1
+
+    async def _called(
+        self, handler: Handler, instance: Instance, body: bytes, call: _Call
+    ) -> bytes:
         try:
             result = await instance.channel.call(body, instance.timeout_s)
         except (HandlerError, RequestError):
@@ -337,59 +346,13 @@ class Manager:
         self._finished.append((invocation, outcome))
         return invocation, outcome
 
+    def _press(self) -> None:
+        self._upkeep.press()
+
     def _tell_finished(self) -> None:
         finished, self._finished = self._finished, []
         for invocation, outcome in finished:
             self._emit("ol_invocation_finished", invocation=invocation, outcome=outcome)
-
-    def _press(self) -> None:
-        """Evict idle instances until the first creation that waits for memory has enough."""
-        memory = self._parts.memory
-        if memory.shortage_mb <= 0:
-            return
-        now_s = time.monotonic()
-        if now_s - self._pressure_told_s >= _PRESSURE_EVERY_S:
-            self._pressure_told_s = now_s
-            self._emit("ol_memory_pressure", used_mb=memory.used_mb, limit_mb=memory.limit_mb)
-        loads = [handler.load(now_s) for handler in self._handlers.values() if handler.idle]
-        want = sum(len(load.idle) for load in loads)
-        for instance_id in list(self._parts.scheduler.evict(loads, want)):
-            if memory.shortage_mb <= 0:
-                return
-            self._end_idle(instance_id, "evicted")
-
-    def _end_idle(self, instance_id: str, reason: str) -> None:
-        for handler in self._handlers.values():
-            instance = handler.idle.get(instance_id)
-            if instance is not None:
-                handler.end(instance, reason)
-                return
-
-    async def _sweep(self) -> None:
-        pause_s = self.options.pause_after_ms / 1e3
-        # An instance is frozen at most half its waiting time late.
-        every_s = max(0.05, min(_SWEEP_S, pause_s / 2)) if pause_s else _SWEEP_S
-        retired_s = 0.0
-        while True:
-            await asyncio.sleep(every_s)
-            try:
-                now_s = time.monotonic()
-                if pause_s:
-                    for handler in self._handlers.values():
-                        handler.pause_idle(now_s - pause_s)
-                if now_s - retired_s >= _SWEEP_S:
-                    retired_s = now_s
-                    self._retire(now_s)
-            except Exception:
-                # A scheduler's bug must not end the care for idle instances.
-                log.exception("looking after idle instances failed")
-
-    def _retire(self, now_s: float) -> None:
-        loads = [handler.load(now_s) for handler in self._handlers.values() if handler.idle]
-        for instance_id in list(self._parts.scheduler.retire(loads)):
-            self._end_idle(instance_id, "idle")
-        for name in [name for name, handler in self._handlers.items() if handler.is_empty]:
-            del self._handlers[name]
 
 
 def _draining() -> DrainingError:

@@ -67,6 +67,9 @@ class Parts:
     async def bury(self, instance: Instance, reason: str) -> None:
         """Destroy *instance*, give its memory back, and tell how it ended."""
         had_sandbox = instance.sandbox is not None
+        if reason == "died":
+            # The end of the connection is often heard of first, and destroying would overwrite how it ended.
+            await instance.learn_death()
         await instance.destroy()
         self.memory.release(instance.memory_mb)
         self.memory.freeing_mb -= instance.memory_mb

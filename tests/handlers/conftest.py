@@ -14,7 +14,7 @@ import pytest
 from olcore.builtin.lifo import Lifo
 from olcore.cluster import WorkerDir
 from olcore.handlers.manager import Manager, Options, Reply
-from olcore.interfaces import ImportCache, Limits, Network
+from olcore.interfaces import ImportCache, Limits, Network, Scheduler
 from olcore.testing.fakes import FakePool, FakeRegistry
 
 DEADLINE_S = 20.0
@@ -28,7 +28,7 @@ class House:
         self.worker_dir.root.mkdir()
         self.pool = FakePool()
         self.registry = FakeRegistry()
-        self.scheduler = Lifo()
+        self.scheduler: Scheduler = Lifo()
         self.import_cache: ImportCache | None = None
         self.packages: Any = None
         self.events: list[tuple[str, dict[str, Any]]] = []
