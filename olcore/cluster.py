@@ -47,6 +47,25 @@ class Cluster:
         return self.root / "registry"
 
     @property
+    def registry_server(self) -> Path:
+        """What the server that ``olcore registry`` starts keeps."""
+        return self.root / "registry-server"
+
+    @property
+    def registry_log(self) -> Path:
+        return self.logs / "registry.out"
+
+    @property
+    def registry_pid(self) -> Path:
+        """Holds one number, the process id of the registry server."""
+        return self.logs / "registry.pid"
+
+    @property
+    def registry_process(self) -> Path:
+        """Which process the registry server is, and where it listens."""
+        return self.config / "registry-server.json"
+
+    @property
     def workers(self) -> Path:
         return self.root / "workers"
 
@@ -63,6 +82,11 @@ class Cluster:
     def worker_dir(self, name: str) -> Path:
         return self.workers / name
 
+    @property
+    def lock(self) -> Path:
+        """Held by a command that starts or stops workers."""
+        return self.config / ".lock"
+
 
 @dataclass(frozen=True, slots=True)
 class WorkerDir:
@@ -77,6 +101,11 @@ class WorkerDir:
     @property
     def name(self) -> str:
         return self.root.name
+
+    @property
+    def process(self) -> Path:
+        """Which process the worker is, so that nothing else is ever taken for it."""
+        return self.root / "process.json"
 
     @property
     def handlers(self) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import sys
 import tempfile
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -11,8 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from olcore import bundles, config
 from olcore.cli.common import cluster_option, read_template
@@ -257,12 +256,15 @@ async def _newest(registry: Registry, name: str, code: Path) -> HandlerVersion:
 
 @contextmanager
 def _shown(what: str, size: int) -> Iterator[None]:
-    console = Console(stderr=True)
-    if size < _LARGE_BYTES or not console.is_terminal:
+    if size < _LARGE_BYTES or not sys.stderr.isatty():
         yield
         return
+    # Imported here, because it takes longer than most commands.
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         # A registry does not say how far it is.
         progress.add_task(f"{what} ({_size(size)})", total=None)
         yield

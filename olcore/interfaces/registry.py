@@ -147,6 +147,7 @@ class ServerContext:
     host: str
     port: int
     access_key: str
+    """Empty, as is ``secret_key``, when the user leaves it to the backend."""
     secret_key: str = field(repr=False)
 
 
@@ -161,5 +162,7 @@ class RegistryServer:
     url: str
     settings: Mapping[str, object] = field(repr=False)
     """What the backend's settings must be so that workers use it; a merge patch."""
+    generated: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """Keys that were made up because none were given; shown to the user once, each under the name that it is asked for by."""
     is_ready: Callable[[], bool]
     """Asked again and again while the process lives, until it serves; makes what handlers are stored in, such as a bucket."""

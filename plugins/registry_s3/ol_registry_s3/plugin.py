@@ -6,7 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 from ol_registry_s3.settings import S3Settings
 from olcore import hookimpl
-from olcore.interfaces import Registry, RegistryBackend, RegistryContext
+from olcore.interfaces import (
+    Registry,
+    RegistryAddress,
+    RegistryBackend,
+    RegistryContext,
+    RegistryServer,
+    ServerContext,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,6 +33,20 @@ def _why_unusable(settings: S3Settings) -> str | None:
     return why_unusable(settings)
 
 
+def _addressed(address: RegistryAddress, settings: S3Settings) -> S3Settings:
+    # Imported here for the same reason.
+    from ol_registry_s3.server import addressed
+
+    return addressed(address, settings)
+
+
+def _serve(context: ServerContext, settings: S3Settings) -> RegistryServer:
+    # Imported here for the same reason.
+    from ol_registry_s3.server import serve
+
+    return serve(context, settings)
+
+
 @hookimpl
 def ol_registry_backends() -> Sequence[RegistryBackend[Any]]:
     """Offer ``s3``."""
@@ -36,5 +57,7 @@ def ol_registry_backends() -> Sequence[RegistryBackend[Any]]:
             settings=S3Settings,
             make=_make,
             why_unusable=_why_unusable,
+            addressed=_addressed,
+            serve=_serve,
         )
     ]

@@ -153,6 +153,14 @@ class Store:
         """Return the lock to hold between looking at an object and writing it."""
         return _WRITING
 
+    def make_bucket(self) -> None:
+        """Make the bucket of an S3 URL, unless it is there."""
+        bucket = self._root.partition("/")[0]
+        try:
+            self._fs.call_s3("head_bucket", Bucket=bucket)
+        except FileNotFoundError:
+            self._fs.call_s3("create_bucket", Bucket=bucket)
+
     def close(self) -> None:
         """Let go of connections."""
         session = getattr(self._fs, "_s3", None)

@@ -218,7 +218,7 @@ async def test_a_server_that_comes_back_is_used_again(
 async def test_s3_itself_decides_between_two_programs(
     opened: Open, moto: str, bundle: Path, tmp_path: Path
 ) -> None:
-    keys = {"key": "testing", "secret": "testing", "region": "us-east-1", "endpoint": moto}
+    keys = {"key": "testing", "secret": "testing", "region": "eu-west-1", "endpoint": moto}
     registry = await opened(url="s3://decides", **keys)
     store = registry._store
     await asyncio.to_thread(store._fs.mkdir, "decides")
