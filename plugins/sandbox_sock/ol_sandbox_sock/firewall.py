@@ -30,7 +30,7 @@ _RAW, _FILTER, _SRCNAT = -300, 0, 100  # linux/netfilter_ipv4.h
 _INET, _IPV4 = 1, 2  # NFPROTO_*
 _DOCKER_BRIDGES = ("docker0", "br-*")
 _FORWARD_HOOK, _DROP_POLICY = 2, 0
-_LEGACY_TABLES = Path("/proc/net/ip_tables_names")
+_LEGACY_TABLES = Path("/proc/thread-self/net/ip_tables_names")
 
 
 @dataclass(frozen=True, slots=True)

@@ -98,6 +98,11 @@ class Nat:
             BackendUnusableError: Something is missing; nothing is left half-made.
         """
         pool = IPv4Network(pool_cidr)
+        if taken := _route_into(pool):
+            raise BackendUnusableError(
+                f"the host already has a route to {taken}, within {pool}",
+                hint="set sock.nat_pool to a network that is not in use",
+            )
         self._ours = f"{_prefix(label)}*"
         try:
             with contextlib.ExitStack() as undo:
@@ -220,6 +225,17 @@ def _prefix(label: str) -> str:
 
 def _table(label: str) -> str:
     return f"olcore-{label}"
+
+
+def _route_into(pool: IPv4Network) -> str | None:
+    """Name a route of somebody else's to addresses of the pool; those of other workers are to single addresses of ours."""
+    for line in Path("/proc/thread-self/net/route").read_text().splitlines()[1:]:
+        device, destination, _, _, _, _, _, mask, *_ = line.split()
+        address, netmask = (int(word, 16).to_bytes(4, "little") for word in (destination, mask))
+        network = IPv4Network((address, socket.inet_ntoa(netmask)))
+        if network.prefixlen and network.overlaps(pool) and not device.startswith("ol"):
+            return f"{network} through {device}"
+    return None
 
 
 def _client() -> Any:  # noqa: ANN401 -- pyroute2 has no types

@@ -273,6 +273,8 @@ def test_a_spoofed_source_goes_nowhere(world: World) -> None:
     nat = world.nat()
     (one, address), (_, other) = world.instance(nat, 1), world.instance(nat, 2)
     stranger = "203.0.113.9"
+    # The kernel's own check would do; what the firewall's does is seen without it.
+    world.host.sh("for file in /proc/sys/net/ipv4/conf/*/rp_filter; do echo 0 > $file; done")
     one.sh(f"ip address add {stranger}/32 dev eth0; ip address add {other.address}/32 dev eth0")
     with (
         world.outside.datagrams(OUTSIDE, 7001) as outside,
@@ -287,8 +289,12 @@ def test_a_spoofed_source_goes_nowhere(world: World) -> None:
 
 
 def test_ipv6_goes_nowhere(world: World) -> None:
+    world.host.sh(
+        "echo 0 > /proc/sys/net/ipv6/conf/default/accept_dad"
+    )  # addresses are good at once
     nat = world.nat()
     instance, _ = world.instance(nat, 1)
+    instance.sh("ip address add fe80::99/64 dev eth0 nodad")
     host_end = nat._name(nat._live[1])
     local = (
         world.host.sh(f"ip -6 -o address show dev {host_end} scope link").split()[3].split("/")[0]
@@ -300,6 +306,7 @@ def test_ipv6_goes_nowhere(world: World) -> None:
     def connect() -> bool:
         with socket.socket(socket.AF_INET6) as client:
             client.settimeout(DROP_S)
+            client.bind(("fe80::99", 0, 0, socket.if_nametoindex("eth0")))
             return client.connect_ex((local, 7002, 0, socket.if_nametoindex("eth0"))) == 0
 
     with world.host.run(serve):
@@ -362,7 +369,6 @@ assert iptables("-S") == before
 
 
 def test_it_works_beside_a_docker_with_the_older_tables(world: World) -> None:
-    # In a process of its own: /proc/net shows the main thread's namespace.
     done = world.host.run(
         lambda: subprocess.run(
             [sys.executable, "-c", LEGACY], capture_output=True, text=True, check=False
@@ -418,6 +424,12 @@ def test_when_all_addresses_are_taken_it_says_so(world: World) -> None:
         world.host.run(nat.attach, 3, world.outside.fd)
     with pytest.raises(BackendUnusableError, match="taken by another worker"):
         world.nat("100.87.0.0/30", "ol-test-other")
+
+
+def test_a_pool_that_the_host_has_a_route_to_is_refused(world: World) -> None:
+    with pytest.raises(BackendUnusableError, match=r"198\.51\.100\.0/24 through out0"):
+        world.nat("198.51.0.0/16")
+    assert not world.run.exists()
 
 
 def test_closing_restores_what_was(world: World) -> None:
