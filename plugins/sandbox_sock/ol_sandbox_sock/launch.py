@@ -68,6 +68,7 @@ class Launch:
             link, theirs = Link.pair()
             undo.callback(link.close)
             self._process = self._spawn(theirs)
+            undo.callback(self._process.wait)
             undo.callback(self._process.kill)
             try:
                 await self._hand_over(link)

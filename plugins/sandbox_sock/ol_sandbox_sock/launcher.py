@@ -48,7 +48,7 @@ def main() -> None:
     pid = os.fork()
     if pid == 0:
         os.close(alive_end)
-        _be_process_one(control, alive, tree, order["executable"])
+        _be_process_one(control, alive, tree, order)
     control.close()
     os.close(alive)
     os.close(tree)
@@ -83,7 +83,8 @@ def _enter_namespaces(control: socket.socket, *, network: bool) -> None:
     _die_with_parent()  # every set*id call clears it
 
 
-def _be_process_one(control: socket.socket, alive: int, tree: int, executable: str) -> None:
+def _be_process_one(control: socket.socket, alive: int, tree: int, order: dict[str, Any]) -> None:
+    executable, network = order["executable"], order["network"]
     _die_with_parent()
     # getppid() says 0 for a parent outside the pid namespace, so a pipe tells whether it died before the line above.
     if select.select([alive], [], [], 0)[0]:
@@ -97,7 +98,8 @@ def _be_process_one(control: socket.socket, alive: int, tree: int, executable: s
     linux.umount2(".", linux.MNT_DETACH)
     os.chdir("/")
     linux.sethostname("zygote")
-    linux.interface_up("lo")
+    if network:
+        linux.interface_up("lo")
     zygote = os.fork()
     if zygote == 0:
         os.dup2(control.fileno(), CONTROL_FD, inheritable=True)
