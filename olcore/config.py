@@ -69,7 +69,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """No step of an installation may take longer."""
     base_dir: str = "base"
     """Root file system of sandboxes; an empty folder means the backend's default."""
-    network: Network = Network.NONE
+    network: Network = Network.NAT
     """What handlers can reach: ``none``, ``nat`` or ``host``."""
     limits: Limits = Limits()
     """What one instance may use, unless its handler says otherwise."""
@@ -104,6 +104,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """A handler may not unpack to more MiB."""
     max_bundle_files: Positive = 20000
     """A handler may not have more files."""
+    api_key: str = ""
+    """Who sends it as a bearer token may change the registry through the worker (``/registry/``); empty means nobody."""
     cors: bool = False
     """Whether to answer OPTIONS and to send CORS headers that allow every origin."""
     log_level: str = "info"

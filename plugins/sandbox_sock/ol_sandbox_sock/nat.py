@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeVar
 
 from ol_sandbox_sock.network import Nat
+from olcore.errors import BackendUnusableError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -31,7 +32,14 @@ class NatThread:
         return await asyncio.get_running_loop().run_in_executor(self._thread, function)
 
     async def start(self, label: str, pool: str, nameservers: Sequence[str]) -> None:
-        """Set up the host's side."""
+        """Set up the host's side.
+
+        Raises:
+            BackendUnusableError: The machine lacks something; nothing is left half-made.
+        """
+        reason = await self._run(Nat.why_unusable)
+        if reason is not None:
+            raise BackendUnusableError(reason, hint="or: olcore setconf '{\"network\": \"none\"}'")
         await self._run(lambda: self._nat.start(label, pool, nameservers))
 
     async def attach(self, number: int, netns_fd: int) -> Address:
