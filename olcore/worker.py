@@ -16,7 +16,7 @@ from olcore.cluster import WorkerDir
 from olcore.errors import ClusterError, ConfigError
 from olcore.handlers.manager import Manager, Options
 from olcore.handlers.packages import LOCKS, PackageOptions, Packages
-from olcore.http import App, Gate, HttpOptions, make_app
+from olcore.http import App, Gate, HttpOptions, RegistryAccess, make_app
 from olcore.interfaces import (
     ImportCache,
     Registry,
@@ -124,7 +124,8 @@ class Worker:
             )
             await manager.start()
             undo.push_async_callback(manager.close, 0.0)
-            app = make_app(manager, self.info, self._gate, _http_options(self._settings))
+            access = self._access(registry)
+            app = make_app(manager, self.info, self._gate, _http_options(self._settings), access)
             self._undo = undo.pop_all()
         self._plugins.emit("ol_worker_started", worker=self.info)
         log.info("worker %s serves at %s", self.info.worker_name, self.info.url)
@@ -221,6 +222,11 @@ class Worker:
         )
         undo.push_async_callback(packages.close)
         return packages
+
+    def _access(self, registry: Registry) -> RegistryAccess | None:
+        key = self._settings.core.api_key
+        options = _options(self._settings, self._places)
+        return RegistryAccess(registry=registry, api_key=key, options=options) if key else None
 
     async def _start_import_cache(
         self, undo: AsyncExitStack, pool: SandboxPool

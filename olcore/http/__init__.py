@@ -2,5 +2,6 @@
 
 from olcore.http.app import App, HttpOptions, make_app
 from olcore.http.gate import Gate
+from olcore.http.registry import RegistryAccess
 
-__all__ = ["App", "Gate", "HttpOptions", "make_app"]
+__all__ = ["App", "Gate", "HttpOptions", "RegistryAccess", "make_app"]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import falcon.asgi
 
 from olcore.http.errors import ErrorHandlers
+from olcore.http.registry import RegistryAccess, RegistryHandler, RegistryList
 from olcore.http.run import PATHS, Run
 from olcore.http.status import Instances, Status
 from olcore.http.trace import Tracer
@@ -39,7 +40,13 @@ class HttpOptions:
     """Whether to answer OPTIONS and to allow every origin."""
 
 
-def make_app(manager: Manager, info: WorkerInfo, gate: Gate, options: HttpOptions) -> App:
+def make_app(
+    manager: Manager,
+    info: WorkerInfo,
+    gate: Gate,
+    options: HttpOptions,
+    access: RegistryAccess | None = None,
+) -> App:
     """Make the application that serves *manager*'s handlers.
 
     Args:
@@ -47,6 +54,7 @@ def make_app(manager: Manager, info: WorkerInfo, gate: Gate, options: HttpOption
         info: Who the worker is.
         gate: Closed by whoever stops the worker.
         options: Of the configuration.
+        access: The registry, when it can be changed through this worker.
     """
     # Middleware costs every request, so there is some only where it is asked for.
     app = falcon.asgi.App(middleware=[_Cors()] if options.cors else [])
@@ -54,6 +62,10 @@ def make_app(manager: Manager, info: WorkerInfo, gate: Gate, options: HttpOption
     ErrorHandlers(tracer).add_to(app)
     app.add_route("/status", Status(gate, tracer))
     app.add_route("/instances", Instances(manager, info, tracer))
+    if access is not None:
+        app.add_route("/registry", RegistryList(access, gate, tracer))
+        app.add_route("/registry/", RegistryList(access, gate, tracer))
+        app.add_route("/registry/{name}", RegistryHandler(access, gate, tracer))
     run = Run(manager, gate, tracer, int(options.max_body_mb * (1 << 20)), options.cors)
     app.add_sink(run.answer, re.compile(PATHS))
     return app
