@@ -230,7 +230,7 @@ class FakeRegistry(Registry):
     async def publish(
         self, name: str, bundle: Path, if_version: str | None = None
     ) -> HandlerVersion:
-        raise NotImplementedError("a FakeRegistry is filled with put()")
+        raise RegistryError("a FakeRegistry is filled with put()")
 
     async def remove(self, name: str, if_version: str | None = None) -> None:
         raise NotImplementedError("a FakeRegistry is emptied with drop()")

@@ -1,0 +1,158 @@
+"""Makes the image that sandboxes start from, out of a root file system on this machine, with no registry."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import subprocess
+import sys
+import sysconfig
+import tarfile
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+from olcore.errors import SandboxError
+
+if TYPE_CHECKING:
+    from ol_sandbox_docker.engine import Engine
+
+Progress = Callable[[int], None]
+"""Called with the number of bytes that have gone to the engine."""
+
+_CHUNK = 1 << 20
+_NOT_PYTHON = {"site-packages", "dist-packages", "test", "idlelib", "tkinter", "turtledemo", "__pycache__"}  # fmt: skip
+_ALSO = (
+    "/bin/sh",
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/mime.types",
+    "/etc/services",
+    "/etc/protocols",
+)
+_NEEDED_LATE = ("libgcc_s.so.1", "libnss_dns.so.2", "libnss_files.so.2")
+"""Libraries that glibc loads by name when they are needed, so that no program names them."""
+_MADE = {
+    "etc/passwd": "root:x:0:0:root:/:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/sh\n",
+    "etc/group": "root:x:0:\nnogroup:x:65534:\n",
+    "etc/nsswitch.conf": "passwd: files\ngroup: files\nhosts: files dns\n",
+}
+
+
+def import_folder(engine: Engine, root: Path, name: str, progress: Progress) -> str:
+    """Import the root file system in *root* as the image *name*, and return the image's id.
+
+    Raises:
+        SandboxError: It cannot be read, or the engine refuses.
+    """
+    tar = ["tar", "--numeric-owner", "--one-file-system", "-C", str(root), "-c", "."]
+    with subprocess.Popen(tar, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as packing:
+        assert packing.stdout is not None and packing.stderr is not None  # noqa: S101, PT018 - both are pipes
+        image = engine.import_image(_chunks(packing.stdout, progress), name, [])
+        said = packing.stderr.read().decode(errors="replace").strip()
+    if packing.returncode != 0:
+        raise SandboxError(f"cannot read {str(root)!r}: {said}")
+    return image
+
+
+def import_host(engine: Engine, name: str, progress: Progress) -> str:
+    """Import this machine's own Python, with what it needs and nothing else, as the image *name*."""
+    reader, writer = os.pipe()
+    packer = subprocess.Popen(
+        [sys.executable, "-c", f"import {__name__} as image; image.pack_host({writer})"],
+        pass_fds=(writer,),
+    )
+    os.close(writer)
+    with packer, open(reader, "rb") as stream:  # noqa: PTH123 - a descriptor
+        image = engine.import_image(_chunks(stream, progress), name, [])
+    if packer.returncode != 0:
+        raise SandboxError("cannot pack this machine's Python; see above")
+    return image
+
+
+def pack_host(fd: int) -> None:
+    """Write the tar archive for ``import_host`` to the descriptor *fd*."""
+    interpreter = Path(getattr(sys, "_base_executable", sys.executable)).resolve()
+    with open(fd, "wb") as stream, tarfile.open(fileobj=stream, mode="w|") as tar:
+        packed: set[str] = set()
+        for name, text in _MADE.items():
+            _add_text(tar, name, text)
+        for path in host_files(interpreter):
+            _add(tar, path, packed)
+        if interpreter != Path("/usr/local/bin/python3"):
+            link = tarfile.TarInfo("usr/local/bin/python3")
+            link.type, link.linkname = tarfile.SYMTYPE, str(interpreter)
+            tar.addfile(link)
+
+
+def host_files(interpreter: Path) -> list[Path]:
+    """Every file that the image of this machine's own Python holds.
+
+    Args:
+        interpreter: The program itself, no link.
+    """
+    library = Path(sysconfig.get_path("stdlib"))
+    modules = [
+        Path(folder) / file
+        for folder, below, files in os.walk(library)
+        if not _prune(below)
+        for file in files
+    ]
+    extras = [Path(path) for path in _ALSO if Path(path).exists()]
+    programs = [interpreter, Path("/bin/sh"), *(path for path in modules if ".so" in path.suffixes)]
+    libraries = set(_libraries(programs))
+    return [interpreter, *modules, *extras, *sorted(libraries | _late(libraries))]
+
+
+def size_of(root: Path) -> int:
+    """Add up the sizes of the files below *root*, to measure progress by."""
+    total = 0
+    for folder, _, files in os.walk(root):
+        for file in files:
+            with suppress(OSError):  # gone meanwhile
+                total += (Path(folder) / file).lstat().st_size
+    return total
+
+
+def _chunks(stream: IO[bytes], progress: Progress) -> Iterator[bytes]:
+    while chunk := stream.read(_CHUNK):
+        yield chunk
+        progress(len(chunk))
+
+
+def _prune(folders: list[str]) -> bool:
+    folders[:] = [name for name in folders if name not in _NOT_PYTHON]
+    return False
+
+
+def _libraries(programs: list[Path]) -> Iterator[Path]:
+    said = subprocess.run(["ldd", *programs], capture_output=True, text=True, check=False).stdout
+    for path in set(re.findall(r"(/\S+) \(0x", said)):
+        yield Path(path)
+
+
+def _late(libraries: set[Path]) -> set[Path]:
+    beside = {library.parent for library in libraries}
+    paths = {folder / name for folder in beside for name in _NEEDED_LATE}
+    return {path for path in paths if path.exists()}
+
+
+def _add(tar: tarfile.TarFile, path: Path, packed: set[str]) -> None:
+    """Add what *path* leads to under its own name: an image needs no links, and its folders can all be entered."""
+    name = str(path).lstrip("/")
+    if name in packed:
+        return
+    packed.add(name)
+    info = tarfile.TarInfo(name)
+    with path.open("rb") as file:
+        status = os.fstat(file.fileno())
+        info.size, info.mtime = status.st_size, int(status.st_mtime)
+        info.mode = 0o755 if status.st_mode & 0o111 else 0o644
+        tar.addfile(info, file)
+
+
+def _add_text(tar: tarfile.TarFile, name: str, text: str) -> None:
+    info = tarfile.TarInfo(name)
+    info.size, info.mode = len(text.encode()), 0o644
+    tar.addfile(info, io.BytesIO(text.encode()))
