@@ -185,6 +185,7 @@ class Channel(asyncio.Protocol):
     ) -> asyncio.Future[bytes]:
         waiter: asyncio.Future[bytes] = self._loop.create_future()
         if self._lost or self._transport is None:
+            self.is_unread = True
             waiter.set_exception(self._died())
             return waiter
         self._expects = expects
@@ -197,6 +198,10 @@ class Channel(asyncio.Protocol):
         """Keep *transport*; called by the loop."""
         # uvloop's transports are no subclasses of asyncio's, so this cannot be asked with isinstance.
         self._transport = cast("asyncio.Transport", transport)
+
+    def eof_received(self) -> None:
+        """End the connection now; called by the loop, which would drop what is written until it says connection_lost."""
+        self.close("it closed its connection")
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Fail whoever waits; called by the loop."""
