@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from olcore import bundles
-from olcore.errors import BadBundleError, HandlerError, RegistryError
+from olcore.errors import BadBundleError, HandlerError, HandlerInvalidError, RegistryError
 from olcore.handlers import settings as handler_settings
 from olcore.handlers.packages import requirements
 
@@ -71,6 +71,6 @@ def _check_code(code: Path, options: Options) -> None:
         # With the interpreter that olcore runs on; a sandbox may have a newer one, but seldom newer syntax.
         ast.parse((code / entry).read_bytes(), entry)
     except SyntaxError as error:
-        raise BadBundleError(f"{entry}, line {error.lineno}: {error.msg}") from error
+        raise HandlerInvalidError(f"{entry}, line {error.lineno}: {error.msg}") from error
     except (ValueError, OSError, RecursionError) as error:
-        raise BadBundleError(f"{entry} is no Python file: {error}") from error
+        raise HandlerInvalidError(f"{entry} is no Python file: {error}") from error

@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import olcore.guest
-from olcore.errors import HandlerNotFoundError, SandboxDeadError, SandboxError
+from olcore.errors import HandlerNotFoundError, RegistryError, SandboxDeadError, SandboxError
 from olcore.interfaces import (
     Death,
     DeathCause,
@@ -233,7 +233,7 @@ class FakeRegistry(Registry):
         raise RegistryError("a FakeRegistry is filled with put()")
 
     async def remove(self, name: str, if_version: str | None = None) -> None:
-        raise NotImplementedError("a FakeRegistry is emptied with drop()")
+        raise RegistryError("a FakeRegistry is emptied with drop()")
 
     def _found(self, name: str) -> tuple[HandlerVersion, dict[str, str]]:
         if self.refuse is not None:
