@@ -32,7 +32,7 @@ CHUNK = 5
 
 # Worker to guest.
 INIT = 16
-"""JSON ``{"protocol", "handler", "entry", "sys_path", "environment", "max_result_bytes", "measure_imports"}``."""
+"""JSON ``{"protocol", "handler", "entry", "sys_path", "site_dirs", "environment", "max_result_bytes", "measure_imports"}``."""
 EVENT = 17
 """The body of a request, untouched; no bytes at all stand for ``{}``."""
 HTTP_EVENT = 18

@@ -130,6 +130,7 @@ def _load(
     recorder = imports.Recorder(memory=False)
     try:
         with recorder if settings.get("measure_imports") else contextlib.nullcontext():
+            _read_pth_files(settings.get("site_dirs", ()))
             called = loader.load(handler, settings.get("entry"))
     except loader.NoEntryError as error:
         said: dict[str, object] = {"code": "handler_invalid", "message": str(error)}
@@ -143,6 +144,15 @@ def _load(
     _flush()
     connection.sendall(protocol.frame(protocol.ERROR, _json(said)))
     return None
+
+
+def _read_pth_files(folders: list[str]) -> None:
+    if folders:
+        # Only here: few wheels have such files, and the module costs a millisecond.
+        import site
+
+        for folder in folders:
+            site.addsitedir(folder)
 
 
 def _answer(called: Callable[[Any], Any], payload: bytes, limit: int) -> tuple[int, bytes]:
