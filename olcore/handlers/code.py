@@ -110,7 +110,8 @@ class CodeCache:
         self._options = options
         self._folder = folder
         self._pulled = pulled
-        self._cache_s = options.registry_cache_ms / 1000 if registry.remote else 0.0
+        self._is_remote = registry.remote
+        self._cache_s = options.registry_cache_ms / 1000
         self._known: dict[str, _Known] = {}
         self._flights: dict[object, asyncio.Task[Any]] = {}
         self._chores: set[asyncio.Task[Any]] = set()
@@ -141,17 +142,17 @@ class CodeCache:
             RegistryUnavailableError: The registry is away, and no code is cached.
         """
         known = self._known.get(name)
-        if self._cache_s and known is not None:
-            if time.monotonic() < known.until_s:
-                if known.missing is not None:
-                    raise again(known.missing)
-                version, asked = known.version, known.version_asked
-            else:
-                version, asked = await self._asked_remote(name, known)
-        else:
+        if not self._is_remote:
             self._asked = asked = self._asked + 1
             version = await self._looked_up(name, asked)
             known = self._known[name]
+        elif known is not None and time.monotonic() < known.until_s:
+            if known.missing is not None:
+                raise again(known.missing)
+            version, asked = known.version, known.version_asked
+        else:
+            known = await self._asked_remote(name, known)
+            version, asked = known.version, known.version_asked
         code = known.code
         if code is not None and (version is None or code.version.version == version.version):
             return code
@@ -189,15 +190,15 @@ class CodeCache:
         self._chores.add(task)
         task.add_done_callback(self._chores.discard)
 
-    async def _asked_remote(self, name: str, known: _Known) -> tuple[HandlerVersion | None, int]:
+    async def _asked_remote(self, name: str, known: _Known | None) -> _Known:
         self._asked = asked = self._asked + 1
         flight = self._flight(name, lambda: self._looked_up(name, asked))
-        if known.until_s < 0 and known.code is not None:
+        if known is not None and known.until_s < 0 and known.code is not None:
             # The last attempt failed: this one may take as long to fail, so nobody waits for it.
             self.stale_served += 1
-            return known.version, known.version_asked
+            return known
         await _joined(flight)
-        return known.version, known.version_asked
+        return self._known[name]
 
     async def _looked_up(self, name: str, asked: int) -> HandlerVersion | None:
         try:
@@ -217,17 +218,16 @@ class CodeCache:
         known.version = version
         known.version_asked = asked
         known.missing = None
-        if self._cache_s:
-            known.until_s = time.monotonic() + self._cache_s
+        known.until_s = time.monotonic() + self._cache_s
         return version
 
     def _missed(self, name: str, error: HandlerNotFoundError) -> None:
-        if not self._cache_s:
+        if not self._is_remote:
             self._known.pop(name, None)
             return
         now = time.monotonic()
         if len(self._known) > _MOST_KNOWN:  # somebody tries names
-            self._known = {key: value for key, value in self._known.items() if value.code}
+            self._known = {key: value for key, value in self._known.items() if not value.missing}
         known = self._known.setdefault(name, _Known())
         known.version = known.code = None
         known.missing = error
@@ -243,7 +243,7 @@ class CodeCache:
         if known is None or known.version is None:
             known = self._known.setdefault(name, _Known())
             known.version = version
-        known.until_s = -1.0 if self._cache_s else 0.0
+        known.until_s = -1.0
         self.stale_served += 1
         log.warning("%s: serving cached version %s of %r", error, version.version, name)
         return version

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
     from pathlib import Path
-    from types import TracebackType
 
 PIPE = "server_pipe"
 OUTPUTS = ("stdout", "stderr")
@@ -43,12 +42,7 @@ class Rendezvous:
             os.close(directory)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     async def accept(self) -> socket.socket:

@@ -47,7 +47,7 @@ class HandlerSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _File(msgspec.Struct, frozen=True, kw_only=True):
-    limits: dict[str, float] = {}
+    limits: dict[str, int | float] = {}
     network: Network | None = None
     environment: dict[str, str] = {}
     entry: str | None = None
