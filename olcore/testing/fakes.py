@@ -228,11 +228,14 @@ class FakeRegistry(Registry):
         return [version for _, (version, _) in sorted(self._handlers.items())]
 
     async def publish(
-        self, name: str, bundle: Path, if_version: str | None = None
+        self,
+        name: str,  # noqa: ARG002
+        bundle: Path,  # noqa: ARG002
+        if_version: str | None = None,  # noqa: ARG002
     ) -> HandlerVersion:
         raise RegistryError("a FakeRegistry is filled with put()")
 
-    async def remove(self, name: str, if_version: str | None = None) -> None:
+    async def remove(self, name: str, if_version: str | None = None) -> None:  # noqa: ARG002
         raise RegistryError("a FakeRegistry is emptied with drop()")
 
     def _found(self, name: str) -> tuple[HandlerVersion, dict[str, str]]:
