@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import sys
 import tempfile
 from collections.abc import Awaitable, Callable, Iterator
@@ -15,8 +14,9 @@ import click
 
 from olcore import bundles, config
 from olcore.cli.common import cluster_option, read_template
-from olcore.errors import BadNameError, PluginNotFoundError, RegistryError
+from olcore.errors import PluginNotFoundError, RegistryError
 from olcore.handlers import uploads
+from olcore.handlers.manager import check_name
 from olcore.handlers.options import Options
 from olcore.interfaces import (
     HandlerVersion,
@@ -33,16 +33,11 @@ if TYPE_CHECKING:
 Command = TypeVar("Command", bound=Callable[..., Any])
 _Value = TypeVar("_Value")
 
-_NAME = re.compile(r"(?!\.{1,2}\Z)[A-Za-z0-9._-]{1,128}")
 _LARGE_BYTES = 4 << 20
 
 
 def _checked_name(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
-    if not _NAME.fullmatch(value):
-        raise BadNameError(
-            f"{value!r} is no name for a handler",
-            hint="letters, digits, '.', '_' and '-', at most 128, and neither '.' nor '..'",
-        )
+    check_name(value)
     return value
 
 

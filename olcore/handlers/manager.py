@@ -224,6 +224,11 @@ class Manager:
             for instance in handler.instances.values()
         ]
 
+    @property
+    def stale_served(self) -> int:
+        """How many requests got code that the registry, being away, could not confirm."""
+        return self._codes.stale_served
+
     def deaths(self) -> list[dict[str, object]]:
         """Tell how the last instances ended, the newest last."""
         return list(self._parts.deaths)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import re
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,8 +17,9 @@ import falcon.asgi
 import msgspec
 
 from olcore import bundles
-from olcore.errors import BadNameError, EventTooLargeError, RequestError, UnauthorizedError
+from olcore.errors import EventTooLargeError, RequestError, UnauthorizedError
 from olcore.handlers import uploads
+from olcore.handlers.manager import check_name
 from olcore.handlers.options import Options
 from olcore.interfaces import Registry
 
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 BUNDLE_TYPE = "application/gzip"
 
-_NAME = re.compile(r"(?!\.{1,2}\Z)[A-Za-z0-9._-]{1,128}")
 _CHUNK = 1 << 18
 _encode = msgspec.json.encode
 
@@ -91,7 +90,7 @@ class RegistryHandler(_Resource):
     async def on_put(self, req: falcon.asgi.Request, resp: falcon.asgi.Response, name: str) -> None:
         """Store the bundle in the body: all of it or nothing, and only what could be run."""
         self._begin(req, resp)
-        _check_name(name)
+        check_name(name)
         with tempfile.TemporaryDirectory(prefix="olcore-upload-") as folder:
             bundle = Path(folder) / "bundle.tar.gz"
             with bundle.open("xb") as file:
@@ -105,7 +104,7 @@ class RegistryHandler(_Resource):
     async def on_get(self, req: falcon.asgi.Request, resp: falcon.asgi.Response, name: str) -> None:
         """Answer with the handler's newest code as a bundle."""
         self._begin(req, resp)
-        _check_name(name)
+        check_name(name)
         found = await self._registry.lookup(name)
         with tempfile.TemporaryDirectory(prefix="olcore-download-") as folder:
             code, bundle = Path(folder) / "code", Path(folder) / "bundle.tar.gz"
@@ -125,7 +124,7 @@ class RegistryHandler(_Resource):
     ) -> None:
         """Remove the handler."""
         self._begin(req, resp)
-        _check_name(name)
+        check_name(name)
         await self._registry.remove(name, _condition(req))
         self._end(req, resp, {"name": name})
 
@@ -157,14 +156,6 @@ async def _chunks(file: IO[bytes]) -> AsyncIterator[bytes]:
 
 def _told(version: HandlerVersion) -> dict[str, str]:
     return {"name": version.name, "version": version.version}
-
-
-def _check_name(name: str) -> None:
-    if not _NAME.fullmatch(name):
-        raise BadNameError(
-            f"{name!r} is no name for a handler",
-            hint="letters, digits, '.', '_' and '-', at most 128, and neither '.' nor '..'",
-        )
 
 
 def _condition(req: falcon.asgi.Request) -> str | None:

@@ -55,6 +55,7 @@ class Instances:
                 "worker": self._info.worker_name,
                 "instances": self._manager.describe(),
                 "deaths": self._manager.deaths(),
+                "stale_served": self._manager.stale_served,
             }
         )
         self._tracer.end(req, resp)

@@ -91,7 +91,7 @@ def test_what_could_not_be_run_is_refused(olcore: Said, hello: Path, tmp_path: P
 
 def test_a_bad_name_is_refused(olcore: Said, hello: Path) -> None:
     said = olcore("upload", "--handler", "../x", "--file", str(hello), fails=True)
-    assert "'../x' is no name for a handler" in said
+    assert "'../x' is no name of a handler" in said
 
 
 def test_nothing_is_overwritten_by_a_download(olcore: Said, hello: Path) -> None:

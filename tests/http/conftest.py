@@ -32,6 +32,7 @@ class Echo:
 
     calls: list[tuple[str, bytes, str]] = field(default_factory=list)
     error: Exception | None = None
+    stale_served: int = 0
 
     async def invoke(self, name: str, body: bytes, request_id: str) -> Reply:
         self.calls.append((name, body, request_id))

@@ -30,6 +30,7 @@ def test_instances_are_described(client: Client) -> None:
         "worker": "worker-0",
         "instances": [{"id": "i", "handler": "hello"}],
         "deaths": [],
+        "stale_served": 0,
     }
 
 
