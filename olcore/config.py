@@ -71,6 +71,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Root file system of sandboxes; an empty folder means the backend's default."""
     network: Network = Network.NAT
     """What handlers can reach: ``none``, ``nat`` or ``host``."""
+    max_network: Network = Network.NAT
+    """The widest network that a handler's own ``olcore.toml`` may ask for."""
     limits: Limits = Limits()
     """What one instance may use, unless its handler says otherwise."""
     max_limits: Limits = Limits(

@@ -261,6 +261,7 @@ def _options(settings: Settings, places: Places) -> Options:
         limits=core.limits,
         max_limits=core.max_limits,
         network=core.network,
+        max_network=core.max_network,
         max_instances=core.max_instances or _INSTANCES_PER_CORE * (os.cpu_count() or 1),
         max_queue=core.max_queue,
         idle_timeout_s=core.idle_timeout_s,
