@@ -1,0 +1,1 @@
+"""A handler registry of olcore in one SQLite file."""
