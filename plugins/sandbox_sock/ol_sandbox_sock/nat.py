@@ -39,7 +39,7 @@ class NatThread:
         """
         reason = await self._run(Nat.why_unusable)
         if reason is not None:
-            raise BackendUnusableError(reason, hint="or: olcore setconf '{\"network\": \"none\"}'")
+            raise BackendUnusableError(reason, hint='or: olcore setconf \'{"network": "none"}\'')
         await self._run(lambda: self._nat.start(label, pool, nameservers))
 
     async def attach(self, number: int, netns_fd: int) -> Address:

@@ -90,7 +90,10 @@ class SockPool(ZygotePool):
             self._uids = UidRange(self._settings.uid_base)
             undo.callback(self._uids.close)
             if self._settings.seccomp == "on":
-                (self._folder / "seccomp.bpf").write_bytes(seccomp.compile_filter())
+                filters = self._folder / "seccomp"
+                filters.mkdir()
+                (filters / "cell.bpf").write_bytes(seccomp.compile_filter())
+                (filters / "zygote.bpf").write_bytes(seccomp.compile_filter(for_zygote=True))
             else:
                 _log.warning(
                     "sock.seccomp is off: handlers may make every system call; for research only"
@@ -164,7 +167,7 @@ class SockPool(ZygotePool):
         folder.mkdir(exist_ok=True)
         base = self._context.base_dir
         base_path = str(base.resolve()) if base.is_dir() and any(base.iterdir()) else ""
-        bpf = self._folder / "seccomp.bpf"
+        filters = self._folder / "seccomp"
         layout = root.Layout(
             base=base_path,
             interpreter=host.interpreter(base_path, self._settings.interpreter),
@@ -172,7 +175,7 @@ class SockPool(ZygotePool):
             sock=str(Path(__file__).parent),
             packages=str(self._context.packages_dir.resolve()),
             nameservers=host.nameservers(self._settings.nameservers),
-            seccomp=str(bpf) if bpf.exists() else "",
+            filters=str(filters) if filters.exists() else "",
         )
         steps = root.plan(layout)
         for step in steps:

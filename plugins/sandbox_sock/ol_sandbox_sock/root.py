@@ -161,7 +161,7 @@ class Layout:
         sock: The folder of ``ol_sandbox_sock``.
         packages: The folder of installed wheels.
         nameservers: Addresses for resolv.conf.
-        seccomp: The file with the compiled filter; empty for none.
+        filters: The folder with the compiled seccomp filters; empty for none.
     """
 
     base: str
@@ -170,7 +170,7 @@ class Layout:
     sock: str
     packages: str
     nameservers: tuple[str, ...] = ()
-    seccomp: str = ""
+    filters: str = ""
 
 
 def plan(layout: Layout) -> list[Step]:
@@ -193,8 +193,8 @@ def plan(layout: Layout) -> list[Step]:
         Bind(layout.guest, f"{OURS}/olguest"),
         Bind(layout.sock, f"{OURS}/ol_sandbox_sock"),
     ]
-    if layout.seccomp:
-        steps.append(Bind(layout.seccomp, f"{OURS}/seccomp.bpf"))
+    if layout.filters:
+        steps.append(Bind(layout.filters, f"{OURS}/seccomp"))
     return steps
 
 

@@ -155,8 +155,16 @@ def why_unusable() -> str | None:
     return None
 
 
-def compile_filter() -> bytes:
-    """Compile the filter for this machine: ``struct sock_filter`` items, for ``linux.seccomp_load``."""
+ZYGOTE = ("mount", "move_mount", "sethostname", "setns", "unshare")
+"""What a package zygote needs beyond: it is the root of a user namespace, and makes the walls of the cells it forks."""
+
+
+def compile_filter(*, for_zygote: bool = False) -> bytes:
+    """Compile the filter for this machine: ``struct sock_filter`` items, for ``linux.seccomp_load``.
+
+    Args:
+        for_zygote: Whether for a package zygote, which runs code of strangers and forks cells.
+    """
     import pyseccomp  # not at the top: it raises where libseccomp is missing, and why_unusable must be able to say so
 
     nowhere, denied = pyseccomp.ERRNO(errno.ENOSYS), pyseccomp.ERRNO(errno.EPERM)
@@ -165,10 +173,12 @@ def compile_filter() -> bytes:
     # if the kernel had been built without them; the default would kill the thread.
     rules.set_attr(_ACT_BADARCH, nowhere)
     rules.set_attr(_CTL_OPTIMIZE, _BINARY_TREE)
-    for name in ALLOWED:
+    more = ZYGOTE if for_zygote else ()
+    for name in (*ALLOWED, *more):
         _add(rules, pyseccomp.ALLOW, name)
     for name in DENIED:
-        _add(rules, denied, name)
+        if name not in more:
+            _add(rules, denied, name)
     _add_by_argument(rules, denied)
     with os.fdopen(os.memfd_create("seccomp", os.MFD_CLOEXEC), "w+b") as file:
         rules.export_bpf(file)

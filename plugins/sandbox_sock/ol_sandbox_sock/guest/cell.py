@@ -16,7 +16,6 @@ in ``confine``, begins with two mounts, code and scratch, and gives everything e
 
 from __future__ import annotations
 
-import contextlib
 import os
 import random
 import resource
@@ -28,14 +27,12 @@ from typing import TYPE_CHECKING
 from olguest import server
 
 from ol_sandbox_sock import linux
-from ol_sandbox_sock.guest import messages
+from ol_sandbox_sock.guest import filters, messages
 
 if TYPE_CHECKING:
     from typing import Any
 
 UID = GID = 1000
-OURS = "/opt/olcore"
-FILTER = f"{OURS}/seccomp.bpf"
 
 _LINK_FD = 3
 _TMPFS = linux.MS_NOSUID | linux.MS_NODEV
@@ -121,7 +118,7 @@ def confine(uid: int, order: dict[str, Any], fds: list[int]) -> None:
     for number, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(f"/host/{name}", os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW), number)
     linux.close_range(_LINK_FD, linux.LAST_FD)
-    bpf = _read(FILTER)
+    bpf = filters.read("cell")
     _become(uid)
     _limit()
     linux.drop_all_capabilities()
@@ -129,12 +126,6 @@ def confine(uid: int, order: dict[str, Any], fds: list[int]) -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     if bpf:
         linux.seccomp_load(bpf)
-
-
-def _read(path: str) -> bytes:
-    with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
-        return file.read()
-    return b""
 
 
 def _become(uid: int) -> None:
@@ -177,6 +168,6 @@ def serve() -> None:
     numpy_random = sys.modules.get("numpy.random")
     if numpy_random is not None:
         numpy_random.seed()
-    if OURS in sys.path:
-        sys.path.remove(OURS)
+    if filters.OURS in sys.path:
+        sys.path.remove(filters.OURS)
     server.main()

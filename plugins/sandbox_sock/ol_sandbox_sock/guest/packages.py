@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from olguest import imports
 
 from ol_sandbox_sock import linux
-from ol_sandbox_sock.guest import messages
+from ol_sandbox_sock.guest import filters, messages
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -141,6 +141,9 @@ def _import_and_run(control: socket.socket, run: Callable[[socket.socket], None]
     for tree in code:
         linux.move_mount(tree, "", linux.AT_FDCWD, "/handler", linux.MOVE_MOUNT_F_EMPTY_PATH)
     linux.close_range(_CONTROL_FD + 1, linux.LAST_FD)
+    bpf = filters.read("zygote")
+    if bpf:
+        linux.seccomp_load(bpf)  # as the root of a user namespace, without no-new-privileges
     random.seed()
     os.environ.update(order["environment"])
     sys.path[:] = [*order["sys_path"], *sys.path]
