@@ -7,6 +7,7 @@ Every method may raise:
 
 from __future__ import annotations
 
+import socket
 import threading
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 
+SCHEME = "unix://"
+"""The engine must map folders of this machine, so nothing but a Unix socket leads to one that is of use."""
+
 
 class NoSuchThingError(SandboxError):
     """The engine has no container, image or network of that name."""
@@ -30,7 +34,7 @@ class Engine:
     """A client that connects when it is first needed, and again after the engine was away.
 
     Args:
-        base_url: Where the engine listens.
+        base_url: Its Unix socket, as ``unix:///path``.
         timeout_s: No call may take longer.
     """
 
@@ -152,6 +156,13 @@ class Engine:
             return False
         return True
 
+    def _knock(self) -> None:
+        # Each call first sees whether somebody listens, which costs 0.1 ms: docker's client leaks the socket of a
+        # connection that fails, and says less about why.
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.settimeout(self._timeout_s)
+            probe.connect(self.base_url.removeprefix(SCHEME))
+
     def _connected(self) -> Any:  # noqa: ANN401 - docker ships no types
         with self._lock:
             if self._client is None:
@@ -162,6 +173,7 @@ class Engine:
 
     def _call(self, ask: Callable[[Any], Result]) -> Result:
         try:
+            self._knock()
             return ask(self._connected())
         except NotFound as error:
             raise NoSuchThingError(f"Docker: {error.explanation}") from error

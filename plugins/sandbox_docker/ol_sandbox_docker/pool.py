@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ol_sandbox_docker import network, scratch
 from ol_sandbox_docker.containers import Folders, config, labels, tag
-from ol_sandbox_docker.engine import Engine
+from ol_sandbox_docker.engine import Engine, NoSuchThingError
 from ol_sandbox_docker.probe import probe
 from ol_sandbox_docker.sandbox import DockerSandbox, Parts, Threads, held
 from ol_sandbox_docker.usable import why_unusable
@@ -113,24 +113,25 @@ class DockerPool(SandboxPool):
         )
 
     def _launch(self, spec: SandboxSpec, slot: Slot | None) -> tuple[str, int]:
-        if slot is None:
-            folders = Folders(code=spec.code, scratch=spec.scratch, packages=spec.packages)
-            described = config(self._context, self._settings, folders, spec.limits, spec.network)
-            described["Labels"] |= {"ol.handler": spec.handler, "ol.instance": spec.id}
-            container = self._create(f"ol-{tag(self._context)}-{spec.id}", described)
-        else:
+        if slot is not None:
             slot.point(spec)
-            container = slot.container
+            # Somebody may have removed a container that was only created; then it is made as any other.
+            with suppress(NoSuchThingError):
+                return self._started(slot.container)
+        folders = Folders(code=spec.code, scratch=spec.scratch, packages=spec.packages)
+        described = config(self._context, self._settings, folders, spec.limits, spec.network)
+        described["Labels"] |= {"ol.handler": spec.handler, "ol.instance": spec.id}
+        # The engine's own rule for names.
+        name = re.sub(r"[^A-Za-z0-9_.-]", "-", f"ol-{tag(self._context)}-{spec.id}")
+        return self._started(self._engine.create(name, described))
+
+    def _started(self, container: str) -> tuple[str, int]:
         try:
             self._engine.start(container)
             return container, self._hold(container)
         except BaseException:
             self._drop(container)
             raise
-
-    def _create(self, name: str, described: dict[str, object]) -> str:
-        # The engine's own rule for names; a handler's id may have more.
-        return self._engine.create(re.sub(r"[^A-Za-z0-9_.-]", "-", name), described)
 
     def _hold(self, container: str) -> int:
         state = self._engine.inspect(container)["State"]

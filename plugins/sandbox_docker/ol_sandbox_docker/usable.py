@@ -6,14 +6,13 @@ import os
 import socket
 from typing import TYPE_CHECKING, Any
 
-from ol_sandbox_docker.engine import Engine
+from ol_sandbox_docker.engine import SCHEME, Engine
 from olcore.errors import SandboxError
 
 if TYPE_CHECKING:
     from ol_sandbox_docker.settings import DockerSettings
 
 _QUICK_S = 5.0
-_SCHEME = "unix://"
 
 
 def why_unusable(settings: DockerSettings) -> str | None:
@@ -33,14 +32,14 @@ def why_unusable(settings: DockerSettings) -> str | None:
 
 
 def _why_no_engine(base_url: str) -> str | None:
-    if not base_url.startswith(_SCHEME):
+    if not base_url.startswith(SCHEME):
         return (
             f"docker.base_url is {base_url!r}: the engine must map this machine's folders, so it must be "
-            f"reached over a Unix socket ({_SCHEME}/var/run/docker.sock)"
+            f"reached over a Unix socket ({SCHEME}/var/run/docker.sock)"
         )
     if os.geteuid() != 0:
         return "scratch folders are bounded by mounts: run the worker as root"
-    path = base_url.removeprefix(_SCHEME)
+    path = base_url.removeprefix(SCHEME)
     with socket.socket(socket.AF_UNIX) as probe:
         probe.settimeout(_QUICK_S)
         try:

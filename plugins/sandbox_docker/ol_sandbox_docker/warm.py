@@ -86,9 +86,9 @@ class WarmPool:
             and spec.network is self._context.network
             and spec.packages in {None, self._context.packages_dir}
         )
-        if not fits or not self._slots:
+        if not fits or not self._settings.warm_pool:
             return None
-        slot = self._slots.popleft()
+        slot = self._slots.popleft() if self._slots else None
         self._full.clear()
         self._fill()
         return slot

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import selectors
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -62,6 +64,21 @@ class PrivateEngine:
         self.process.terminate()
         self.process.wait(START_S)
 
+    def kill(self) -> None:
+        """Kill it as a crash does; its containers live on until it is started again."""
+        assert self.process is not None
+        containerd = self.folder / "exec/containerd/containerd.pid"
+        pidfd = os.pidfd_open(int(containerd.read_text()))
+        self.process.kill()
+        self.process.wait(START_S)
+        # Its containerd dies with it, a moment later, and stays a zombie until process 1 collects it; a new engine would
+        # take that for alive.
+        with selectors.DefaultSelector() as ended:
+            ended.register(pidfd, selectors.EVENT_READ)
+            assert ended.select(START_S)
+        os.close(pidfd)
+        containerd.unlink()
+
 
 @pytest.fixture(scope="session")
 def rootfs(request: pytest.FixtureRequest) -> Path:
@@ -92,6 +109,7 @@ def engine(rootfs: Path) -> Iterator[PrivateEngine]:
         undo.enter_context(_firewall_kept())
         folder = Path(undo.enter_context(tempfile.TemporaryDirectory(prefix="ol-dockerd-")))
         undo.callback(_unmount_below, folder)
+        undo.callback(_end_all_of, folder)
         private = PrivateEngine(folder)
         undo.callback(lambda: private.process and private.process.poll() is None and private.stop())
         private.start()
@@ -124,6 +142,14 @@ def _firewall_kept() -> Iterator[None]:
             subprocess.run(["iptables", "-w", "-t", table, "-X"], check=True)
     subprocess.run(["iptables-restore", "-w"], check=True, input=rules)
     forwarding.write_text(before)
+
+
+def _end_all_of(folder: Path) -> None:
+    """After a test that failed half way, shims may be left; the folder on their command line is the engine's alone."""
+    for entry in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it ended meanwhile
+            if str(folder).encode() in (entry / "cmdline").read_bytes():
+                os.kill(int(entry.name), signal.SIGKILL)
 
 
 def _unmount_below(folder: Path) -> None:
