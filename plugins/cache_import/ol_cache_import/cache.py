@@ -107,12 +107,12 @@ class TreeCache(ImportCache):
                     self._ledger.assume(demand, self._modules_of(node))
                 return zygote
             self._forget(node)
+            self._wake()
         return None
 
     def observe(self, wanted: Wanted, imported: Sequence[ImportRecord]) -> None:
         if self._ledger.learn(wanted, imported):
-            self._settled.clear()
-            self._stir.set()
+            self._wake()
 
     def failed(self, zygote: Zygote, reason: str) -> None:
         node = self._tree.nodes.get(zygote.id)
@@ -122,7 +122,7 @@ class TreeCache(ImportCache):
         self._unfit.poison.add(node.wheels - had)
         _log.warning("import cache: gave up %s: %s", _said(node.wheels), reason)
         self._forget(node)
-        self._stir.set()
+        self._wake()
 
     async def shrink(self, want_bytes: int) -> int:
         freed = 0
@@ -152,6 +152,10 @@ class TreeCache(ImportCache):
     async def settle(self) -> None:
         """Wait until nothing is worth another zygote; for tests and measurements."""
         await self._settled.wait()
+
+    def _wake(self) -> None:
+        self._settled.clear()
+        self._stir.set()
 
     async def _run(self) -> None:
         while True:
