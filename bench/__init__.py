@@ -1,0 +1,1 @@
+"""Programs that measure; each prints ratios within one run, because machines differ and are shared."""
