@@ -105,7 +105,7 @@ class RegistryBackend(Generic[Settings]):
     name: str
     summary: str
     settings: type[Settings]
-    """A msgspec struct with a default for every field. A string field ``dir`` that is empty means the cluster's ``registry``."""
+    """A msgspec struct with a default for every field."""
     make: Callable[[RegistryContext, Settings], Registry]
     why_unusable: Callable[[Settings], str | None] = _usable
     addressed: Callable[[RegistryAddress, Settings], Settings] | None = None
