@@ -58,18 +58,23 @@ class Recorder:
         began = time.perf_counter()
         below = [0.0, 0.0]
         self._below.append(below)
+        loaded = False
         try:
-            return self._load(spec)
+            module = self._load(spec)
+            loaded = True
+            return module
         finally:
             took_us, grew_kb = (time.perf_counter() - began) * 1e6, self._resident_kb() - began_kb
             self._below.pop()
             if self._below:
                 self._below[-1][0] += took_us
                 self._below[-1][1] += grew_kb
-            file = spec.origin if spec.has_location else None
-            self.records.append(
-                (spec.name, file, int(took_us - below[0]), max(0, int(grew_kb - below[1])))
-            )
+            # One that raised, such as an optional part that lacks what it needs, is no module that could be preloaded.
+            if loaded:
+                file = spec.origin if spec.has_location else None
+                self.records.append(
+                    (spec.name, file, int(took_us - below[0]), max(0, int(grew_kb - below[1])))
+                )
 
     def _resident_kb(self) -> int:
         if not self._memory:

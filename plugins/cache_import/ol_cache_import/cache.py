@@ -229,30 +229,38 @@ class TreeCache(ImportCache):
         return True
 
     async def _grow(self, plan: Plan, *, pinned: bool = False) -> None:
-        identity = str(next(self._numbers))
-        folder = self._folder / identity
-        await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
-        parent = plan.parent
-        spec = ZygoteSpec(
-            id=identity,
-            folder=folder,
-            sys_path=[f"/packages/{wheel}" for wheel in sorted(plan.wheels)],
-            imports=plan.imports,
-        )
         try:
-            zygote = await self._pool.create_zygote(
-                spec, self._zygotes[parent.id] if parent else None
-            )
+            zygote = await self._make_zygote(plan, plan.imports)
         except SandboxError as error:
-            self._note_failure(plan, error.message)
-            return
+            # A submodule that one handler could import, with what it had imported before, may be what fails. So the
+            # packages themselves get a second chance.
+            only = tuple(name for name in plan.imports if "." not in name)
+            if only == plan.imports or not only:
+                self._note_failure(plan, error.message)
+                return
+            try:
+                zygote = await self._make_zygote(plan, only)
+            except SandboxError as second:
+                self._note_failure(plan, second.message)
+                return
+        node = self._keep(zygote, plan, pinned=pinned)
+        _log.info(
+            "import cache: zygote %s has %s (%d modules, %.1f MiB)",
+            *(node.id, _said(node.wheels), len(node.loaded), node.memory_bytes / (1 << 20)),
+        )
+        if plan.replaces is not None and plan.replaces.id in self._tree.nodes:
+            self._forget(plan.replaces)
+            await self._sweep()
+
+    def _keep(self, zygote: Zygote, plan: Plan, *, pinned: bool) -> Node:
+        parent = plan.parent
         for record in zygote.imported:
             wheel = wheel_of(record.file)
             if wheel is not None:
                 self._measured[record.module] = Module(wheel, record.self_us)
                 self._kb_of[record.module] = record.self_kb
         node = Node(
-            id=identity,
+            id=zygote.id,
             parent=parent,
             wheels=plan.wheels,
             imports=plan.imports,
@@ -262,15 +270,22 @@ class TreeCache(ImportCache):
             memory_bytes=zygote.memory_bytes,
             pinned=pinned,
         )
-        self._zygotes[identity] = zygote
-        self._tree.nodes[identity] = node
-        _log.info(
-            "import cache: zygote %s has %s (%d modules, %.1f MiB)",
-            *(identity, _said(node.wheels), len(node.loaded), node.memory_bytes / (1 << 20)),
+        self._zygotes[node.id] = zygote
+        self._tree.nodes[node.id] = node
+        return node
+
+    async def _make_zygote(self, plan: Plan, imports: tuple[str, ...]) -> Zygote:
+        identity = str(next(self._numbers))
+        folder = self._folder / identity
+        await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
+        spec = ZygoteSpec(
+            id=identity,
+            folder=folder,
+            sys_path=[f"/packages/{wheel}" for wheel in sorted(plan.wheels)],
+            imports=imports,
         )
-        if plan.replaces is not None and plan.replaces.id in self._tree.nodes:
-            self._forget(plan.replaces)
-            await self._sweep()
+        parent = self._zygotes[plan.parent.id] if plan.parent else None
+        return await self._pool.create_zygote(spec, parent)
 
     def _note_failure(self, plan: Plan, reason: str) -> None:
         _log.warning("import cache: cannot preload %s: %s", _said(plan.wheels), reason)

@@ -39,7 +39,6 @@ class Saved(msgspec.Struct, frozen=True, kw_only=True):
     saved_s: float
     """Seconds since 1970."""
     demands: list[SavedDemand]
-    exact: list[frozenset[str]] = []
     poison: list[frozenset[str]] = []
 
 
@@ -62,9 +61,8 @@ def save(file: Path, ledger: Ledger, unfit: Unfit, now_s: float, wall_s: float) 
         )
         for demand in ledger.demands.values()
     ]
-    saved = Saved(
-        saved_s=wall_s, demands=demands, exact=list(unfit.exact), poison=list(unfit.poison)
-    )
+    # Sets that lacked something are tried anew: what they lacked may be learned by then. What crashed is not.
+    saved = Saved(saved_s=wall_s, demands=demands, poison=list(unfit.poison))
     file.parent.mkdir(parents=True, exist_ok=True)
     fd, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
     try:
@@ -99,5 +97,4 @@ def load(
                 weight=one.weight,
                 seen_s=now_s - passed_s - one.age_s,
             )
-    unfit.exact.update(saved.exact)
     unfit.poison.update(saved.poison)

@@ -319,3 +319,20 @@ async def wait_until(is_so: Callable[[], bool]) -> None:
     async with asyncio.timeout(DEADLINE_S):
         while not is_so():
             await asyncio.sleep(0.01)
+
+
+async def test_a_submodule_that_cannot_be_preloaded_leaves_its_package(make: Make) -> None:
+    cache = await make()
+    one = wanted("base", "top")
+    cache.choose(one)
+    said = ImportRecord(
+        module="top.claimed",
+        file="/packages/top-2-py3-none-any/top/claimed.py",
+        self_us=1,
+        self_kb=0,
+    )
+    cache.observe(one, [*records(one), said])
+    await settled(cache)
+    zygote = cache.choose(one)
+    assert zygote is not None
+    assert "top" in [record.module for record in zygote.imported]
