@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
+import ipaddress
 import logging
+import ssl
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack
@@ -10,6 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 from ol_registry_s3.plugin import ol_registry_backends
 from ol_registry_s3.settings import S3Settings
@@ -260,3 +267,47 @@ def test_settings_print_no_secret() -> None:
     said = f"{settings!r} {settings}"
     assert "s3://b" in said
     assert not any(secret in said for secret in ("kkkk", "ssss", "tttt"))
+
+
+def certificate(folder: Path) -> Path:
+    """Make a certificate for 127.0.0.1 that nobody has signed; the file holds its key too."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
+    now = dt.datetime.now(dt.UTC)
+    signed = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - dt.timedelta(hours=1))
+        .not_valid_after(now + dt.timedelta(hours=1))
+        .add_extension(
+            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]),
+            critical=False,
+        )
+        .sign(key, hashes.SHA256())
+    )
+    file = folder / "certificate.pem"
+    private = key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+    file.write_bytes(private + signed.public_bytes(serialization.Encoding.PEM))
+    return file
+
+
+async def test_a_certificate_is_checked_unless_told_otherwise(
+    opened: Open, odd: OddServer, tmp_path: Path
+) -> None:
+    file = certificate(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(file)
+    odd.socket = context.wrap_socket(odd.socket, server_side=True)
+    odd.answer = error(403, "AccessDenied")
+    settings = {**odd.settings, "endpoint": odd.settings["endpoint"].replace("http", "https")}
+    registry = await opened(timeout_s=5, **settings)
+    with pytest.raises(RegistryUnavailableError, match="no valid certificate") as caught:
+        await registry.names()
+    assert caught.value.hint == "see verify"
+    for verify in (False, str(file)):
+        registry = await opened(timeout_s=5, **settings, verify=verify)
+        with pytest.raises(RegistryUnavailableError, match="refuses us"):
+            await registry.names()

@@ -134,6 +134,8 @@ def test_an_upload_can_go_to_another_server(
     there = ("--address", address, "--access-key", KEY, "--secret-key", SECRET)
     olcore("upload", "--handler", "hello", "--file", str(hello), *there)
     assert olcore("handlers", *there).startswith("hello  ")
+    without_cluster = run("handlers", hello / "no-cluster", *there)
+    assert without_cluster.stdout.startswith("hello  ")
     assert olcore("handlers") == ""
     olcore("remove", "hello", *there)
 
