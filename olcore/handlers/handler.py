@@ -13,6 +13,7 @@ import logging
 import time
 from collections import deque
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from olcore.errors import (
@@ -317,25 +318,35 @@ class Handler:
             self._create(now_s)
 
     async def _started(self, code: Code, generation: int, now_s: float) -> Instance:
-        cache = self._parts.import_cache
-        zygote = None
-        # Handlers on the host's network are forked from a zygote that the import cache knows nothing of.
-        if cache is not None and code.wanted.wheels and code.settings.network is not Network.HOST:
-            zygote = cache.choose(code.wanted)
+        zygote, failed = self._zygote(code)
         try:
-            return await self._attempt(code, generation, now_s, zygote)
+            instance = await self._attempt(code, generation, now_s, zygote)
         except InstanceTimeoutError:
             raise
         except SandboxError as error:
-            if zygote is None or cache is None:
+            if zygote is None:
                 raise
             memory_mb = code.settings.limits.memory_mb
             await self._parts.memory.reserve(memory_mb, self.name, now_s)
             instance = await self._attempt(code, generation, now_s, None)
             # It works without, so it was the zygote's fault and not the handler's.
-            log.warning("import cache: zygote %s is unfit: %s", zygote.id, error)
-            cache.failed(zygote, error.message)
-            return instance
+            log.warning("zygote %s is unfit: %s", zygote.id, error)
+            failed(zygote, error.message)
+            zygote = None
+        if self._parts.snapshots is not None:
+            self._parts.snapshots.loaded(code, zygote)
+        return instance
+
+    def _zygote(self, code: Code) -> tuple[Zygote | None, Callable[[Zygote, str], None]]:
+        """Choose what to fork from, and say who is to be told when that fails."""
+        cache, snapshots = self._parts.import_cache, self._parts.snapshots
+        snapshot = snapshots.choose(code) if snapshots is not None else None
+        if snapshots is not None and snapshot is not None:
+            return snapshot, partial(snapshots.failed, code)
+        # Handlers on the host's network are forked from a zygote that the import cache knows nothing of.
+        if cache is not None and code.wanted.wheels and code.settings.network is not Network.HOST:
+            return cache.choose(code.wanted), cache.failed
+        return None, lambda _zygote, _reason: None
 
     async def _attempt(
         self, code: Code, generation: int, now_s: float, zygote: Zygote | None
@@ -370,6 +381,8 @@ class Handler:
         await self._parts.bury(instance, reason)
         self.instances.pop(instance.id, None)
         self._parts.freed(self.name)
+        if self._parts.snapshots is not None:
+            self._parts.snapshots.sweep()
 
 
 def _reason(error: BaseException) -> str:

@@ -27,8 +27,9 @@ from olcore.handlers.handler import Handler
 from olcore.handlers.memory import MemoryPool
 from olcore.handlers.options import MIB, Options
 from olcore.handlers.parts import Parts
+from olcore.handlers.snapshots import Snapshots
 from olcore.handlers.upkeep import Upkeep
-from olcore.interfaces import HandlerVersion, Invocation, Outcome
+from olcore.interfaces import HandlerVersion, Invocation, Outcome, ZygotePool
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -134,6 +135,8 @@ class Manager:
             freed=self._freed,
             idled=self._press,
         )
+        if isinstance(pool, ZygotePool):
+            self._parts.snapshots = Snapshots(pool, worker_dir.import_cache, self._parts.spawn)
         self._upkeep = Upkeep(self._handlers, self._parts)
         self._codes = CodeCache(registry, packages, options, worker_dir.code, self._pulled)
         self._emit = emit
@@ -166,7 +169,11 @@ class Manager:
         for handler in self._handlers.values():
             handler.close(_draining)
         await self._codes.close()
+        if self._parts.snapshots is not None:
+            self._parts.snapshots.stop()
         await self._parts.settle()
+        if self._parts.snapshots is not None:
+            await self._parts.snapshots.close()
         self._tell_finished()
 
     async def invoke(self, name: str, body: bytes, request_id: str) -> Reply:

@@ -15,6 +15,7 @@ import msgspec
 from olcore.cluster import WorkerDir
 from olcore.handlers.memory import MemoryPool
 from olcore.handlers.options import Options
+from olcore.handlers.snapshots import Snapshots
 from olcore.interfaces import (
     Death,
     DeathCause,
@@ -47,6 +48,8 @@ class Parts:
     """Told the name of a handler that has lost an instance."""
     idled: Callable[[], None]
     """Told that an instance became idle while a creation waits for memory."""
+    snapshots: Snapshots | None = None
+    """Where the pool has zygotes."""
     is_closing: bool = False
     numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
     deaths: deque[dict[str, object]] = field(default_factory=lambda: deque(maxlen=_DEATHS_KEPT))

@@ -81,16 +81,17 @@ class FakeZygote(Zygote):
     """A process that has really imported, and is never forked: what would be forked imports anew."""
 
     def __init__(
-        self, spec: ZygoteSpec, parent: FakeZygote | None, process: subprocess.Popen[bytes]
+        self,
+        identity: str,
+        parent: FakeZygote | None,
+        process: subprocess.Popen[bytes],
+        layer: tuple[list[str], list[str]],
     ) -> None:
-        self.id = spec.id
+        self.id = identity
         self.imported = []
         self.missed = frozenset()
         self.memory_bytes = 0
-        self.layers: _Layers = [
-            *(parent.layers if parent else []),
-            (list(spec.sys_path), list(spec.imports)),
-        ]
+        self.layers: _Layers = [*(parent.layers if parent else []), layer]
         self.children: list[FakeZygote] = []
         self.sandboxes: list[Sandbox] = []
         self._process = process
@@ -140,7 +141,9 @@ class FakeZygotePool(FakePool, ZygotePool):
         fake = parent if isinstance(parent, FakeZygote) else None
         if fake is not None and not fake.alive:
             raise SandboxError(f"zygote {spec.id}: its parent {fake.id} is dead")
-        own = json.dumps((list(spec.sys_path), list(spec.imports)))
+        code = str(spec.code)
+        path = [code if one == "/handler" and spec.code else one for one in spec.sys_path]
+        own = json.dumps((path, list(spec.imports)))
         with (spec.folder / "stderr").open("ab") as stderr:
             process = subprocess.Popen(
                 [*self._command(_ZYGOTE, fake), own],
@@ -149,8 +152,9 @@ class FakeZygotePool(FakePool, ZygotePool):
                 stderr=stderr,
                 env={"PATH": os.defpath, **spec.environment},
                 start_new_session=True,
+                cwd=spec.code,
             )
-        zygote = FakeZygote(spec, fake, process)
+        zygote = FakeZygote(spec.id, fake, process, (path, list(spec.imports)))
         assert process.stdout is not None
         said = await asyncio.to_thread(process.stdout.readline)
         if not said:

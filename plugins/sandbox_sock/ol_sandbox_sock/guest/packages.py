@@ -147,6 +147,8 @@ def _import_and_run(control: socket.socket, run: Callable[[socket.socket], None]
     random.seed()
     os.environ.update(order["environment"])
     sys.path[:] = [*order["sys_path"], *sys.path]
+    if code:
+        os.chdir("/handler")  # where the handler finds itself when it is not in a snapshot
     with imports.Recorder(memory=True) as recorder:
         for module in order["imports"]:
             __import__(module)
