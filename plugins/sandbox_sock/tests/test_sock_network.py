@@ -26,7 +26,7 @@ from olcore.errors import BackendUnusableError
 Result = TypeVar("Result")
 
 HOST, OUTSIDE, METADATA = "198.51.100.1", "198.51.100.2", "169.254.169.254"
-REACH_S = 10.0
+REACH_S = 30.0
 """How long to wait for what must come."""
 DROP_S = 0.3
 """How long to wait for what must not come: a dropped packet is only seen by its absence."""
