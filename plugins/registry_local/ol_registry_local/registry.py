@@ -109,6 +109,8 @@ class LocalRegistry(Registry):
             return None
         if found is None or found.unsettled_s(self._settle_s):
             return None
+        if found.is_torn(self._earlier(name)):
+            return None
         return self._remember(name, found)
 
     async def _look_in_thread(self, name: str) -> HandlerVersion:
@@ -150,7 +152,11 @@ class LocalRegistry(Registry):
         if path is None:
             raise self._not_found(name)
         with self._explained(name):
-            return settled_walk(path, self._settle_s)
+            return settled_walk(path, self._settle_s, self._earlier(name))
+
+    def _earlier(self, name: str) -> Walk | None:
+        known = self._known.get(name)
+        return known.found if known is not None else None
 
     def _path(self, name: str) -> str | None:
         if name.startswith("."):

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 _SKIPPED = "__pycache__"
 # A file server's clock may be ahead of ours; what seems to come from further ahead will never be old enough.
 _MAX_SKEW_S = 2.0
+_TRIES = 20
 
 Signature = tuple[int, int, int, int]
 """Size, mtime in ns, inode and mode; changes when the content does, unless somebody takes pains."""
@@ -50,6 +51,21 @@ class Walk(msgspec.Struct, frozen=True, gc=False):
             return all(_signature(os.lstat(path)) == known for path, known in self.seen[1:])
         except OSError:
             return False
+
+    def is_torn(self, earlier: Walk | None) -> bool:
+        """Whether a file has another size than in *earlier* and the same mtime: it is being truncated right now.
+
+        ext4 sets the size first and the times when the truncation has gone through its journal, milliseconds later;
+        until then the file looks as if it had been empty for long. (Found by a test that overwrote files in place.)
+        """
+        if earlier is None:
+            return False
+        before = dict(earlier.seen)
+        return any(
+            known[0] != now[0] and known[1:] == now[1:]
+            for path, now in self.seen
+            if (known := before.get(path)) is not None
+        )
 
     def unsettled_s(self, settle_s: float) -> float:
         """How long to wait until the handler has been left alone for *settle_s*; 0 when it has."""
@@ -88,20 +104,26 @@ def walk(path: str, at_most: int | None = None) -> Walk | None:
     return Walk(digest.hexdigest(), changed / 1e9, tuple(seen))
 
 
-def settled_walk(path: str, settle_s: float, tries: int = 20) -> Walk:
+def settled_walk(path: str, settle_s: float, earlier: Walk | None = None) -> Walk:
     """Walk until the handler has been left alone for *settle_s*; blocks.
 
-    A copy in progress is not taken for the code. What is written to all the time is taken as it is, after *tries*.
+    A copy in progress is not taken for the code. What is written to all the time is taken as it is after a while.
+
+    Args:
+        path: Absolute.
+        settle_s: How long it must have been left alone.
+        earlier: What an earlier walk found, if there was one.
 
     Raises:
         OSError: It is not there, or cannot be looked at.
     """
+    tries = 0
     while True:
         found = walk(path)
         assert found is not None  # noqa: S101  # without at_most it never gives up
-        wait_s = found.unsettled_s(settle_s)
-        tries -= 1
-        if not wait_s or not tries:
+        wait_s = settle_s if found.is_torn(earlier) else found.unsettled_s(settle_s)
+        tries += 1
+        if not wait_s or tries == _TRIES:
             return found
         time.sleep(wait_s)
 

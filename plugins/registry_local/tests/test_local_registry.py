@@ -12,6 +12,7 @@ import pytest
 
 from ol_registry_local.plugin import LocalSettings, ol_registry_backends
 from ol_registry_local.registry import LocalRegistry
+from ol_registry_local.walk import Walk
 from olcore.errors import (
     BadNameError,
     HandlerInvalidError,
@@ -259,3 +260,16 @@ async def test_a_caller_that_goes_away_takes_no_answer_from_others(
     await asyncio.sleep(0)
     first.cancel()
     assert (await second).name == "hello"
+
+
+def test_a_file_that_is_being_truncated_is_known_by_its_mtime() -> None:
+    def seen(*signatures: tuple[str, tuple[int, int, int, int]]) -> Walk:
+        return Walk("version", 0.0, signatures)
+
+    whole = seen(("a.py", (2000, 7, 1, 0o100644)), ("b.py", (10, 7, 2, 0o100644)))
+    assert seen(("a.py", (0, 7, 1, 0o100644))).is_torn(whole)
+    assert not seen(("a.py", (0, 8, 1, 0o100644))).is_torn(whole), "written to in the usual way"
+    assert not seen(("a.py", (0, 7, 3, 0o100644))).is_torn(whole), "another file under that name"
+    assert not seen(("c.py", (0, 7, 1, 0o100644))).is_torn(whole)
+    assert not whole.is_torn(whole)
+    assert not whole.is_torn(None)
