@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from ol_cache_import import preload, saved
 from ol_cache_import.growth import Growth, Unfit
 from ol_cache_import.ledger import Ledger, Module, wheel_of
+from ol_cache_import.pressure import shortage_bytes
 from ol_cache_import.tree import Node, Plan, Tree
 from olcore.errors import SandboxError
 from olcore.interfaces import ImportCache, ZygoteSpec
@@ -172,6 +173,10 @@ class TreeCache(ImportCache):
 
     async def _turn(self) -> None:
         await self._sweep()
+        if short := shortage_bytes():
+            freed = await self.shrink(short)
+            _log.info("import cache: memory is short by %d MiB, freed %d", short >> 20, freed >> 20)
+            return  # what was given up must not be made again at once
         if self._preload is not None:
             await self._make_preloaded(self._preload)
         refused: set[frozenset[str]] = set()
