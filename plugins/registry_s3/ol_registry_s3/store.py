@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import re
 import threading
 import uuid
@@ -27,6 +28,8 @@ _ARRIVING = ".arriving-"
 _SAFE = re.compile(r"(?!\.{1,2}\Z)[A-Za-z0-9._-]{1,128}")
 _IDENTITY = ("size", "mtime", "created", "LastModified", "last_modified", "ino")
 _ATTEMPTS = 2
+# What they log for debugging has keys, signatures and whole answers in it.
+_TALKATIVE = ("aiobotocore", "botocore", "fsspec", "s3fs")
 _CHUNK_BYTES = 1 << 40
 
 # One for the whole process: two clients of one store must not both find that a condition holds. Between processes only
@@ -84,6 +87,8 @@ class Store:
 
     def __init__(self, settings: S3Settings, timeout_s: float) -> None:
         self._protocol = protocol_of(settings.url)
+        for name in _TALKATIVE:
+            logging.getLogger(name).setLevel(logging.INFO)
         options = storage_options(settings, timeout_s)
         filesystem, root = fsspec.core.url_to_fs(settings.url, **options)
         self._fs: Any = filesystem

@@ -154,7 +154,7 @@ async def test_an_odd_answer_is_said_in_time_and_without_secrets(
     says: str,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.DEBUG)
     odd.answer = answer
     registry = await opened(timeout_s=1.5, **odd.settings)
     with pytest.raises(RegistryUnavailableError, match=says) as caught:
