@@ -212,10 +212,10 @@ class Plugins:
                 raise PluginError(
                     f"{implementation.hook} answered {backend!r}, not a {described.__name__}"
                 )
-            self._refuse_bad_backend(plugin, backend)
+            self._refuse_bad_backend(backend)
             plugin.backends.append((kind, backend))
 
-    def _refuse_bad_backend(self, plugin: _Plugin, backend: Backend) -> None:
+    def _refuse_bad_backend(self, backend: Backend) -> None:
         name = backend.name
         if not _NAME.fullmatch(name):
             raise PluginError(f"{name!r} is no name for a backend; one matches {_NAME.pattern}")
