@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import http.client
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from olcore import config
 from olcore.errors import ClusterError
+
+if TYPE_CHECKING:
+    from olcore import config
 
 _HERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - connected to, not bound
 

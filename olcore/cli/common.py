@@ -8,14 +8,16 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from olcore import config
 from olcore.cluster import Cluster
 from olcore.errors import ClusterError
-from olcore.plugins import Plugins
+
+if TYPE_CHECKING:
+    from olcore.plugins import Plugins
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -98,7 +100,7 @@ def worker_raw(
     core = config.Config()
 
     def absolute(key: str) -> str:
-        return os.path.normpath(cluster.root / (template.get(key) or getattr(core, key)))
+        return str(os.path.normpath(cluster.root / (template.get(key) or getattr(core, key))))
 
     wheels = template.get("package_find_links", "")
     own = {

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -15,6 +15,9 @@ from olcore.cluster import Cluster, WorkerDir
 from olcore.errors import OlcoreError
 from olcore.interfaces import WorkerContext
 from olcore.plugins import Kind, Plugins
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 log = logging.getLogger(__name__)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import click
 import msgspec
@@ -12,9 +12,13 @@ from rich.table import Table
 
 from olcore import config
 from olcore.cli.common import cluster_option
-from olcore.cluster import Cluster
 from olcore.errors import OlcoreError
-from olcore.plugins import Plugins, PluginStatus
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from olcore.cluster import Cluster
+    from olcore.plugins import Plugins, PluginStatus
 
 _HEADER = ("PLUGIN", "DISTRIBUTION", "BACKEND", "USABLE HERE")
 

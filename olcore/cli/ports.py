@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import socket
 from contextlib import suppress
 from pathlib import Path
@@ -46,7 +45,7 @@ def owner(port: int) -> str:
         # Processes end while we look, and another user's descriptors cannot be seen.
         with suppress(OSError):
             for link in (folder / "fd").iterdir():
-                if os.readlink(link) in inodes:
+                if str(link.readlink()) in inodes:
                     name = (folder / "comm").read_text().strip()
                     return f"process {folder.name} ({name})"
     return "another program"

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from olcore import config
 from olcore.cli.common import cluster_option, read_template
-from olcore.cluster import Cluster
 from olcore.errors import ConfigError
-from olcore.plugins import Plugins
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from olcore.cluster import Cluster
+    from olcore.plugins import Plugins
 
 _SECRET = ("secret", "password", "token", "key")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -11,7 +12,9 @@ from olcore import config
 from olcore.cli import processes
 from olcore.cluster import WorkerDir
 from olcore.errors import ClusterError, ConfigError, PluginNotFoundError
-from olcore.plugins import Plugins
+
+if TYPE_CHECKING:
+    from olcore.plugins import Plugins
 
 
 @click.command("worker-exec")

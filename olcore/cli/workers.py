@@ -11,7 +11,7 @@ import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -28,7 +28,9 @@ from olcore.cli.common import (
 )
 from olcore.cluster import Cluster, WorkerDir
 from olcore.errors import ClusterError
-from olcore.plugins import Plugins
+
+if TYPE_CHECKING:
+    from olcore.plugins import Plugins
 
 _MAX_PORT = 65535
 _START_TIMEOUT_S = 120.0

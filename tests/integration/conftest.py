@@ -19,7 +19,7 @@ def nothing_left(tmp_path: Path) -> Iterator[None]:
 
 
 @pytest.fixture
-def cluster(tmp_path: Path, nothing_left: None) -> Iterator[Cluster]:
+def cluster(tmp_path: Path) -> Iterator[Cluster]:
     """A cluster that has been made and not started, with sandbox ``sock`` and registry ``local``."""
     cluster = Cluster(tmp_path / "my-cluster", free_ports(3))
     cluster.olcore("new")
