@@ -317,6 +317,17 @@ def url(core: Config) -> str:
     return f"http://{f'[{host}]' if ':' in host else host}:{core.worker_port}"
 
 
+def build_environment() -> dict[str, str]:
+    """Say what a build from source may see of the environment: how to reach the index, and how to find programs."""
+    names = ("PATH", "LANG", "http_proxy", "https_proxy", "no_proxy", "all_proxy")
+    prefixes = ("UV_", "SSL_CERT_", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY")
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name in names or name.startswith(prefixes)
+    }
+
+
 def cluster_from_environment() -> str | None:
     """Say which cluster ``$OLCORE_CLUSTER`` names, if any."""
     return os.environ.get("OLCORE_CLUSTER") or None

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from olcore.cluster import WorkerDir
+from olcore.config import build_environment
 from olcore.errors import ClusterError, ConfigError
 from olcore.handlers.manager import Manager, Options
 from olcore.handlers.packages import LOCKS, PackageOptions, Packages
@@ -282,6 +283,7 @@ def package_options(core: Config) -> PackageOptions:
         find_links=core.package_find_links,
         offline=core.package_offline,
         allow_source_builds=core.allow_source_builds,
+        build_environment=build_environment(),
         private=core.packages_private,
         retry_s=core.package_retry_s,
         timeout_s=core.package_timeout_s,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,6 +20,8 @@ class PackageOptions:
     """Use no network: what uv has cached and what ``find_links`` names must do."""
     allow_source_builds: bool = False
     """Build what has no wheel, as a user without privileges."""
+    build_environment: Mapping[str, str] = field(default_factory=dict)
+    """What is in the environment there: the way to the index, and no other secret of the worker's."""
     private: bool = False
     """Show a handler its own wheels only, not every wheel of the cluster."""
     retry_s: float = 60.0

@@ -9,20 +9,23 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import shutil
 import signal
 import sys
 import tempfile
 from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 import uv
 
 from olcore.errors import PackagesError
+from olcore.handlers.packages import unprivileged
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
+    from collections.abc import Mapping, Sequence
 
     from olcore.handlers.packages.options import PackageOptions
     from olcore.interfaces import GuestInfo
@@ -93,10 +96,8 @@ class Uv:
             *("--python-version", version.group()),
             *(("--python-platform", platform) if platform else ()),
             *("--no-progress", "--color", "never"),
-            *(() if options.allow_source_builds else ("--only-binary", ":all:")),
             *(("--default-index", options.index) if options.index else ()),
             *(part for index in options.extra_indexes for part in ("--index", index)),
-            *(("--find-links", options.find_links) if options.find_links else ()),
             *(("--offline",) if options.offline else ()),
         ]
 
@@ -106,12 +107,12 @@ class Uv:
         Raises:
             PackagesError: There is no such choice, or no way to find out; holds uv's reason.
         """
-        out = await self._run(
-            f"cannot resolve {', '.join(requirements)}",
-            requirements,
-            *("pip", "compile", "-", "--no-header", "--no-annotate", "--generate-hashes"),
+        run = _Run(
+            what=f"cannot resolve {', '.join(requirements)}",
+            lines=tuple(requirements),
+            command=("pip", "compile", "-", "--no-header", "--no-annotate", "--generate-hashes"),
         )
-        return parse_pins(out)
+        return parse_pins(await self._wheels_first(run, None))
 
     async def install(self, pin: Pin, folder: Path) -> None:
         """Install the files of *pin* alone into *folder*.
@@ -119,42 +120,99 @@ class Uv:
         Raises:
             PackagesError: It has no wheel for this guest, or it cannot be fetched; holds uv's reason.
         """
-        line = " ".join([str(pin), *(f"--hash={one}" for one in pin.hashes)])
-        await self._run(
-            f"cannot install {pin}",
-            [line],
-            *("pip", "install", "--target", str(folder), "--no-deps", "-r", "-"),
-            *(("--require-hashes",) if pin.hashes else ()),
+        run = _Run(
+            what=f"cannot install {pin}",
+            lines=(" ".join([str(pin), *(f"--hash={one}" for one in pin.hashes)]),),
+            command=(
+                *("pip", "install", "--no-deps", "-r", "-"),
+                *(("--require-hashes",) if pin.hashes else ()),
+            ),
         )
+        await self._wheels_first(run, folder)
 
-    async def _run(self, what: str, lines: Sequence[str], *command: str) -> str:
-        options = self._options
+    async def _wheels_first(self, run: _Run, folder: Path | None) -> str:
+        try:
+            return await self._run_for_wheels(run, folder)
+        except PackagesError:
+            if not self._options.allow_source_builds:
+                raise
+            await asyncio.to_thread(shutil.rmtree, folder or "", ignore_errors=True)
+        return await self._run_with_builds(run, folder)
+
+    async def _run_for_wheels(self, run: _Run, folder: Path | None) -> str:
+        links = self._options.find_links
         with tempfile.TemporaryDirectory(prefix="olcore-uv-") as empty:
-            process = await asyncio.create_subprocess_exec(
-                *(uv.find_uv_bin(), *command, *self._target),
-                cwd=empty,
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.PIPE,
-                # A group of its own, so that a build's children go with it, and ctrl-C is the worker's to handle.
-                start_new_session=True,
-            )
-            try:
-                async with asyncio.timeout(options.timeout_s):
-                    out, err = await process.communicate("\n".join(lines).encode())
-            except TimeoutError as error:
-                raise PackagesError(
-                    f"{what}: uv did not end within {options.timeout_s:g} s",
-                    hint="raise package_timeout_s, or look whether the package index answers",
-                ) from error
-            finally:
-                if process.returncode is None:
-                    with suppress(ProcessLookupError):
-                        os.killpg(process.pid, signal.SIGKILL)
-                    await process.wait()
+            command = [
+                *(uv.find_uv_bin(), *run.command, *self._target, "--only-binary", ":all:"),
+                *(("--find-links", links) if links else ()),
+                *(("--target", str(folder)) if folder else ()),
+            ]
+            return await self._run(run, command, Path(empty), None)
+
+    async def _run_with_builds(self, run: _Run, folder: Path | None) -> str:
+        why_not = unprivileged.why_not()
+        if os.geteuid() != 0:
+            why_not = "only a worker that is root can become somebody else to build from source"
+        if why_not:
+            raise PackagesError(f"{run.what}: {why_not}")
+        links = self._options.find_links
+        is_folder = bool(links) and "://" not in links
+        with tempfile.TemporaryDirectory(prefix="olcore-uv-", ignore_cleanup_errors=True) as name:
+            work = Path(name)
+            environment = {**self._options.build_environment, **unprivileged.make_work(work)}
+            shown = str(work / unprivileged.LINKS) if is_folder else links
+            command = [
+                *(uv.find_uv_bin(), *run.command, *self._target),
+                *(("--find-links", shown) if links else ()),
+                *(("--target", str(work / "out" / "it")) if folder else ()),
+            ]
+            wrapped = unprivileged.command(work, links if is_folder else "", command)
+            out = await self._run(run, wrapped, work, environment)
+            if folder is not None:
+                await asyncio.to_thread(unprivileged.copy_result, work / "out" / "it", folder)
+            return out
+
+    async def _run(
+        self, run: _Run, command: Sequence[str], cwd: Path, environment: Mapping[str, str] | None
+    ) -> str:
+        timeout_s = self._options.timeout_s
+        process = await asyncio.create_subprocess_exec(
+            *command,
+            cwd=cwd,
+            env=environment,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            # A group of its own, so that a build's children go with it, and ctrl-C is the worker's to handle.
+            start_new_session=True,
+        )
+        try:
+            async with asyncio.timeout(timeout_s):
+                out, err = await process.communicate("\n".join(run.lines).encode())
+        except TimeoutError as error:
+            raise PackagesError(
+                f"{run.what}: uv did not end within {timeout_s:g} s",
+                hint="raise package_timeout_s, or look whether the package index answers",
+            ) from error
+        finally:
+            if process.returncode is None:
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                await process.wait()
         if process.returncode:
-            raise _failure(what, err.decode(errors="replace"))
+            raise _failure(run.what, err.decode(errors="replace"))
         return out.decode()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Run:
+    """One thing to have done by uv."""
+
+    what: str
+    """The beginning of its error."""
+    lines: tuple[str, ...]
+    """What it reads."""
+    command: tuple[str, ...]
 
 
 def parse_pins(lock: str) -> list[Pin]:
