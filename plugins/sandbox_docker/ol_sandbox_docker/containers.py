@@ -16,12 +16,15 @@ if TYPE_CHECKING:
 
 _BOOT = """
 import os, sys
+sys.path.insert(0, "/opt/olcore")
+from olguest.server import main
+if os.path.exists("/opt/olcore/go"):
+    with open("/opt/olcore/go", "rb", 0) as go:
+        go.read(1)
 for name, fd in (("stdout", 1), ("stderr", 2)):
     file = os.open("/host/" + name, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW)
     os.dup2(file, fd)
     os.close(file)
-sys.path.insert(0, "/opt/olcore")
-from olguest.server import main
 main()
 """
 _MIB = 1 << 20
@@ -36,6 +39,8 @@ class Folders:
     code: Path
     scratch: Path
     packages: Path | None
+    go: Path | None = None
+    """The pipe that a container waits at which is started ahead; its code and scratch are mounted later."""
 
 
 def tag(context: WorkerContext) -> str:
@@ -123,18 +128,30 @@ def _guest() -> Path:
 
 
 def _mounts(folders: Folders) -> list[dict[str, Any]]:
+    later = folders.go is not None
     mounts = [
         _bind(_guest(), "/opt/olcore/olguest"),
-        _bind(folders.code, "/handler"),
-        _bind(folders.scratch, "/host", read_only=False),
+        _bind(folders.code, "/handler", later=later),
+        _bind(folders.scratch, "/host", read_only=False, later=later),
     ]
     if folders.packages is not None:
         mounts.append(_bind(folders.packages, "/packages"))
+    if folders.go is not None:
+        mounts.append(_bind(folders.go, "/opt/olcore/go"))
     return mounts
 
 
-def _bind(source: Path, target: str, *, read_only: bool = True) -> dict[str, Any]:
-    return {"Type": "bind", "Source": str(source), "Target": target, "ReadOnly": read_only}
+def _bind(
+    source: Path, target: str, *, read_only: bool = True, later: bool = False
+) -> dict[str, Any]:
+    """Describe a bind mount; *later* lets what is mounted on *source* afterwards show inside."""
+    return {
+        "Type": "bind",
+        "Source": str(source),
+        "Target": target,
+        "ReadOnly": read_only,
+        "BindOptions": {"Propagation": "rslave" if later else "rprivate"},
+    }
 
 
 def _isolation() -> dict[str, Any]:

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 from ol_sandbox_docker import network, scratch
 from ol_sandbox_docker.containers import Folders, config, labels, tag
-from ol_sandbox_docker.engine import Engine, NoSuchThingError
+from ol_sandbox_docker.engine import Engine
+from ol_sandbox_docker.launch import started
 from ol_sandbox_docker.probe import probe
-from ol_sandbox_docker.sandbox import DockerSandbox, Parts, Threads, held
+from ol_sandbox_docker.sandbox import DockerSandbox, Parts, Threads
 from ol_sandbox_docker.usable import why_unusable
 from ol_sandbox_docker.warm import Slot, WarmPool
 from olcore.errors import BackendUnusableError, SandboxError, SandboxUnavailableError
@@ -51,7 +52,7 @@ class DockerPool(SandboxPool):
         self._closed = False
         folder = context.worker_dir / "docker" / "warm"
         self.warm = WarmPool(context, settings, self._engine, self._threads, folder)
-        self._parts = Parts(self._engine, self._threads, self._forget)
+        self._parts = Parts(self._engine, self._threads, self.warm.release, self._forget)
 
     async def start(self) -> None:
         await self._threads.run(self._engine.ping)
@@ -73,6 +74,7 @@ class DockerPool(SandboxPool):
         if self._has_network:
             with suppress(SandboxError):  # the engine is away: clean finds it by its label
                 await self._threads.run(network.remove, self._engine, self._context)
+        await self._threads.run(self.warm.remove_folder)
         self._threads.close()
         self._engine.close()
 
@@ -99,9 +101,6 @@ class DockerPool(SandboxPool):
             # A thread cannot be cancelled; what it makes is removed when it is there.
             launching.add_done_callback(self._discard)
             raise
-        finally:
-            if slot is not None:
-                launching.add_done_callback(lambda _: self.warm.give_back(slot))
         sandbox = DockerSandbox(spec.id, container, pidfd, spec.limits, self._parts)
         self._live.add(sandbox)
         return sandbox
@@ -114,37 +113,14 @@ class DockerPool(SandboxPool):
 
     def _launch(self, spec: SandboxSpec, slot: Slot | None) -> tuple[str, int]:
         if slot is not None:
-            slot.point(spec)
-            # Somebody may have removed a container that was only created; then it is made as any other.
-            with suppress(NoSuchThingError):
-                return self._started(slot.container)
+            self.warm.send(slot, spec)
+            return slot.container, slot.pidfd
         folders = Folders(code=spec.code, scratch=spec.scratch, packages=spec.packages)
         described = config(self._context, self._settings, folders, spec.limits, spec.network)
         described["Labels"] |= {"ol.handler": spec.handler, "ol.instance": spec.id}
         # The engine's own rule for names.
         name = re.sub(r"[^A-Za-z0-9_.-]", "-", f"ol-{tag(self._context)}-{spec.id}")
-        return self._started(self._engine.create(name, described))
-
-    def _started(self, container: str) -> tuple[str, int]:
-        try:
-            self._engine.start(container)
-            return container, self._hold(container)
-        except BaseException:
-            self._drop(container)
-            raise
-
-    def _hold(self, container: str) -> int:
-        state = self._engine.inspect(container)["State"]
-        pidfd = held(container, int(state["Pid"])) if state["Pid"] else None
-        if pidfd is None:
-            return _ended()
-        return pidfd
-
-    def _drop(self, container: str) -> None:
-        try:
-            self._engine.remove(container)
-        except SandboxError:
-            self._to_remove.add(container)
+        return started(self._engine, name, described)
 
     def _discard(self, launched: asyncio.Future[tuple[str, int]]) -> None:
         if not launched.cancelled() and launched.exception() is None:
@@ -174,13 +150,6 @@ class DockerPool(SandboxPool):
             if not self._has_network:
                 await self._threads.run(network.make, self._engine, self._context)
                 self._has_network = True
-
-
-def _ended() -> int:
-    """A descriptor that reads as ended, in place of the pidfd of a process that is no more."""
-    reader, writer = os.pipe()
-    os.close(writer)
-    return reader
 
 
 def clean(context: WorkerContext, settings: DockerSettings) -> list[str]:

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from ol_sandbox_docker.engine import Engine
@@ -17,6 +16,7 @@ from olcore.errors import SandboxDeadError, SandboxError
 from olcore.interfaces import Death, DeathCause, Limits, Sandbox, Usage
 
 Parameters = ParamSpec("Parameters")
+Argument = TypeVar("Argument")
 Result = TypeVar("Result")
 
 _SIGNALED = 128
@@ -39,6 +39,10 @@ class Threads:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._executor, lambda: call(*arguments, **named))
 
+    def start(self, call: Callable[[Argument], object], argument: Argument) -> None:
+        """Run *call* in a thread, and wait for nothing."""
+        self._executor.submit(call, argument)
+
     def close(self) -> None:
         """Let the threads end."""
         self._executor.shutdown(wait=True, cancel_futures=True)
@@ -50,6 +54,8 @@ class Parts:
 
     engine: Engine
     threads: Threads
+    release: Callable[[str], None]
+    """Called in a thread with the id of a container that is dead, to undo what was mounted for it."""
     forget: Callable[[DockerSandbox, bool], None]
     """Called when a sandbox is gone; says whether its container is removed too."""
 
@@ -69,6 +75,7 @@ class DockerSandbox(Sandbox):
         self._limits = limits
         self._engine = parts.engine
         self._threads = parts.threads
+        self._release = parts.release
         self._forget = parts.forget
         self._paused = False
         self._removal: asyncio.Task[None] | None = None
@@ -112,6 +119,7 @@ class DockerSandbox(Sandbox):
                 with suppress(OSError):  # it has just ended
                     signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
         await self.wait()
+        await self._threads.run(self._release, self.container)
         self._forget(self, gone)
 
     async def _ask(self, call: Callable[[str], Result]) -> Result:
@@ -183,17 +191,3 @@ def usage_of(stats: dict[str, Any]) -> Usage:
         cpu_s=stats["cpu_stats"]["cpu_usage"]["total_usage"] / 1e9,
         processes=int((stats.get("pids_stats") or {}).get("current", 0)),
     )
-
-
-def held(container: str, pid: int) -> int | None:
-    """Open a pidfd of the container's first process; ``None`` when that has ended already."""
-    try:
-        pidfd = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return None
-    # It could have ended before pidfd_open and its number been given to another; then that is in no cgroup of ours.
-    with suppress(OSError):
-        if container in Path(f"/proc/{pid}/cgroup").read_text():
-            return pidfd
-    os.close(pidfd)
-    return None

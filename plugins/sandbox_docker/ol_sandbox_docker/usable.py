@@ -22,7 +22,8 @@ def why_unusable(settings: DockerSettings) -> str | None:
         return reason
     engine = Engine(settings.base_url, _QUICK_S)
     try:
-        return why_runtime_unusable(settings.runtime, engine.info()) or _why_no_image(
+        info = engine.info()
+        return why_runtime_unusable(settings.runtime, info, settings.warm_pool) or _why_no_image(
             engine, settings
         )
     except SandboxError as error:
@@ -57,12 +58,13 @@ def _why_no_engine(base_url: str) -> str | None:
     return f"no Docker engine at {path}: {said}"
 
 
-def why_runtime_unusable(runtime: str, info: dict[str, Any]) -> str | None:
+def why_runtime_unusable(runtime: str, info: dict[str, Any], warm_pool: int = 0) -> str | None:
     """Say why containers of that OCI runtime could not serve.
 
     Args:
         runtime: Its name as the engine knows it; empty for the engine's default.
         info: What the engine says of itself.
+        warm_pool: How many containers are to be started ahead.
     """
     runtimes: dict[str, dict[str, Any]] = info.get("Runtimes") or {}
     name = runtime or str(info.get("DefaultRuntime", "runc"))
@@ -79,6 +81,11 @@ def why_runtime_unusable(runtime: str, info: dict[str, Any]) -> str | None:
         return (
             f"the runtime {name!r} keeps sandboxes from the worker's Unix socket: add "
             '"--host-uds=open" to its runtimeArgs in /etc/docker/daemon.json'
+        )
+    if "runsc" in about and warm_pool:
+        return (
+            f"the runtime {name!r} does not see folders that are mounted after a container's start: "
+            "set docker.warm_pool to 0"
         )
     return None
 

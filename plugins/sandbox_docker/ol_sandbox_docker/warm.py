@@ -1,7 +1,8 @@
-"""Containers that are created ahead, before it is known what they will serve.
+"""Containers that are started ahead, before it is known what they will serve.
 
-A container's folders are fixed when it is created, but looked up when it starts. So each of these is created over two
-links, which are pointed at the real folders just before the start.
+A container's folders are fixed when it is created. So each of these gets two empty folders of a shared tmpfs, as slaves
+of it: what the worker mounts on them later shows inside. Its guest has started and imported what it needs, and waits for
+one byte from a pipe. To hand it out, the worker mounts the code and the scratch folder, and writes the byte.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import os
+import select
 import shutil
 from collections import deque
 from contextlib import suppress
@@ -16,7 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ol_sandbox_docker import mounts
 from ol_sandbox_docker.containers import Folders, config, tag
+from ol_sandbox_docker.launch import started
 from olcore.errors import SandboxError
 
 if TYPE_CHECKING:
@@ -30,24 +35,25 @@ _log = logging.getLogger("olcore.docker")
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """One container that was created and not started."""
+    """One container that runs and waits."""
 
     container: str
+    pidfd: int
+    go: int
+    """The pipe, kept open until the end: when nobody has it open, the kernel forgets the byte in it."""
     folder: Path
 
-    def point(self, spec: SandboxSpec) -> None:
-        """Let it start over the folders of *spec*."""
-        for name, target in (("code", spec.code), ("scratch", spec.scratch)):
-            link = self.folder / name
-            link.unlink()
-            link.symlink_to(target)
+    @property
+    def alive(self) -> bool:
+        """Whether its first process still runs."""
+        return not select.select([self.pidfd], [], [], 0)[0]
 
 
 class WarmPool:
     """Keeps a number of containers ready, and makes new ones in the background.
 
     Args:
-        folder: For the links; made by ``start``, removed by ``close``.
+        folder: For the mounts; made by ``start``, removed by ``close``.
     """
 
     def __init__(
@@ -64,6 +70,7 @@ class WarmPool:
         self._threads = threads
         self._folder = folder
         self._slots: deque[Slot] = deque()
+        self._in_use: dict[str, Slot] = {}
         self._numbers = itertools.count()
         self._filling: asyncio.Task[None] | None = None
         self._full = asyncio.Event()
@@ -71,8 +78,7 @@ class WarmPool:
     async def start(self) -> None:
         """Begin to fill."""
         if self._settings.warm_pool:
-            shutil.rmtree(self._folder, ignore_errors=True)
-            self._folder.mkdir(parents=True)
+            await self._threads.run(self._make_folder)
             self._fill()
 
     async def full(self) -> None:
@@ -88,14 +94,43 @@ class WarmPool:
         )
         if not fits or not self._settings.warm_pool:
             return None
-        slot = self._slots.popleft() if self._slots else None
         self._full.clear()
         self._fill()
-        return slot
+        while self._slots:
+            slot = self._slots.popleft()
+            self._in_use[slot.container] = slot
+            if slot.alive:
+                return slot
+            # The engine was restarted, or somebody removed it.
+            self._threads.start(self._drop, slot)
+        return None
 
-    def give_back(self, slot: Slot) -> None:
-        """Remove the links of a container that has started or failed to."""
-        shutil.rmtree(slot.folder, ignore_errors=True)
+    def send(self, slot: Slot, spec: SandboxSpec) -> None:
+        """Give a container its folders, and let it run on; blocks.
+
+        Raises:
+            SandboxError: They cannot be mounted; the container is gone.
+        """
+        try:
+            mounts.bind_read_only(spec.code, slot.folder / "code", slot.folder / "staging")
+            mounts.bind(spec.scratch, slot.folder / "scratch")
+            os.write(slot.go, b"g")
+        except BaseException:
+            os.close(slot.pidfd)
+            with suppress(SandboxError):  # the engine is away: clean finds it by its label
+                self._engine.remove(slot.container)
+            self.release(slot.container)
+            raise
+
+    def release(self, container: str) -> None:
+        """Unmount the folders of a container that is dead; nothing for one that is not of this pool. Blocks."""
+        slot = self._in_use.pop(container, None)
+        if slot is not None:
+            os.close(slot.go)
+            for name in ("code", "scratch"):
+                if mounts.is_mounted(slot.folder / name):
+                    mounts.unmount(slot.folder / name)
+            shutil.rmtree(slot.folder, ignore_errors=True)
 
     async def close(self) -> None:
         """Remove every container that was not handed out."""
@@ -103,11 +138,21 @@ class WarmPool:
             self._filling.cancel()
             with suppress(asyncio.CancelledError):
                 await self._filling
-        for slot in self._slots:
-            with suppress(SandboxError):  # the engine is away: clean finds it by its label
-                await self._threads.run(self._engine.remove, slot.container)
-        self._slots.clear()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        while self._slots:
+            slot = self._slots.popleft()
+            self._in_use[slot.container] = slot
+            await self._threads.run(self._drop, slot)
+
+    def remove_folder(self) -> None:
+        """Remove what ``start`` made; every container must be gone. Blocks."""
+        if self._settings.warm_pool:
+            mounts.unmount(self._folder)
+            shutil.rmtree(self._folder.parent, ignore_errors=True)
+
+    def _make_folder(self) -> None:
+        self._folder.mkdir(parents=True)
+        mounts.tmpfs(self._folder, "size=1m,mode=755")
+        mounts.share(self._folder)
 
     def _fill(self) -> None:
         if self._filling is None or self._filling.done():
@@ -120,7 +165,7 @@ class WarmPool:
                 self._slots.append(await asyncio.shield(making))
             except SandboxError as error:
                 # The next request finds none ready, creates its own, and meets the reason itself.
-                _log.warning("cannot create a container ahead: %s", error)
+                _log.warning("cannot start a container ahead: %s", error)
                 return
             except asyncio.CancelledError:
                 # A thread cannot be cancelled: what it makes must be removed all the same.
@@ -131,18 +176,32 @@ class WarmPool:
 
     def _make(self, number: int) -> Slot:
         folder = self._folder / str(number)
-        (folder / "empty").mkdir(parents=True)
-        for name in ("code", "scratch"):
-            (folder / name).symlink_to(folder / "empty")
-        folders = Folders(
-            code=folder / "code", scratch=folder / "scratch", packages=self._context.packages_dir
-        )
-        described = config(
-            self._context, self._settings, folders, self._context.limits, self._context.network
-        )
+        for name in ("code", "scratch", "staging"):
+            (folder / name).mkdir(parents=True)
+        pipe = folder / "go"
+        os.mkfifo(pipe, 0o644)
+        # Both ends: so that the guest's open does not wait, nor the byte for the guest.
+        go = os.open(pipe, os.O_RDWR | os.O_NONBLOCK)
         try:
+            folders = Folders(
+                code=folder / "code",
+                scratch=folder / "scratch",
+                packages=self._context.packages_dir,
+                go=pipe,
+            )
+            described = config(
+                self._context, self._settings, folders, self._context.limits, self._context.network
+            )
             name = f"ol-{tag(self._context)}-warm-{number}"
-            return Slot(self._engine.create(name, described), folder)
+            container, pidfd = started(self._engine, name, described)
         except BaseException:
+            os.close(go)
             shutil.rmtree(folder, ignore_errors=True)
             raise
+        return Slot(container, pidfd, go, folder)
+
+    def _drop(self, slot: Slot) -> None:
+        os.close(slot.pidfd)
+        with suppress(SandboxError):  # the engine is away: clean finds it by its label
+            self._engine.remove(slot.container)
+        self.release(slot.container)

@@ -110,3 +110,15 @@ def test_runsc_must_open_host_sockets() -> None:
 def test_runsc_as_the_default_is_checked_too() -> None:
     info = {"DefaultRuntime": "runsc", "Runtimes": {"runsc": {"path": "/usr/bin/runsc"}}}
     assert "keeps sandboxes from" in str(why_runtime_unusable("", info))
+
+
+def test_runsc_sees_no_folder_that_is_mounted_later() -> None:
+    info = {"Runtimes": {"runsc": {"path": "/x/runsc", "runtimeArgs": ["--host-uds=open"]}}}
+    assert "docker.warm_pool" in str(why_runtime_unusable("runsc", info, warm_pool=1))
+
+
+def test_only_what_waits_ahead_sees_later_mounts(context: WorkerContext) -> None:
+    folders = Folders(code=Path("/c"), scratch=Path("/s"), packages=None, go=Path("/go"))
+    host = config(context, DockerSettings(), folders, Limits(), Network.NONE)["HostConfig"]
+    later = {m["Target"] for m in host["Mounts"] if m["BindOptions"]["Propagation"] == "rslave"}
+    assert later == {"/handler", "/host"}

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from ol_sandbox_docker import network, scratch
+from ol_sandbox_docker import mounts, network
 from ol_sandbox_docker.containers import labels, network_name
 from ol_sandbox_docker.engine import Engine
 from ol_sandbox_docker.pool import DockerPool, clean
@@ -204,7 +204,26 @@ class TestLeftovers(WithDocker):
         ]
         assert not is_running(instance.pid)
         assert clean(context, settings) == []
-        assert scratch.mounted(tmp_path) == set()
+        assert mounts.ours(tmp_path) == set()
+        await rig.close()
+        await dead.close()
+
+    async def test_clean_removes_containers_that_waited(
+        self, context: WorkerContext, settings: DockerSettings, tmp_path: Path
+    ) -> None:
+        dead = DockerPool(context, msgspec.structs.replace(settings, warm_pool=1))
+        await dead.start()
+        await dead.warm.full()
+        folder = context.worker_dir / "rig"
+        folder.mkdir()
+        rig = Rig(dead, folder)
+        instance = await rig.run(ECHO)
+        await dead.warm.full()
+        removed = clean(context, settings)
+        assert sum(line.startswith("removed the container") for line in removed) == 2
+        assert not is_running(instance.pid)
+        assert mounts.ours(tmp_path) == set()
+        assert str(tmp_path) not in Path("/proc/self/mountinfo").read_text()
         await rig.close()
         await dead.close()
 
