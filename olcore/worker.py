@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING
 from olcore.cluster import WorkerDir
 from olcore.config import build_environment
 from olcore.errors import ClusterError, ConfigError
+from olcore.handlers.compiling import SandboxCompiler
 from olcore.handlers.manager import Manager, Options
 from olcore.handlers.packages import LOCKS, PackageOptions, Packages
+from olcore.handlers.packages.bytecode import is_ours
 from olcore.http import App, Gate, HttpOptions, RegistryAccess, make_app
 from olcore.interfaces import (
     ImportCache,
@@ -214,12 +216,17 @@ class Worker:
 
     async def _make_packages(self, undo: AsyncExitStack, pool: SandboxPool) -> Packages:
         packages_dir = self._places.packages_dir
+        guest = await pool.probe()
         packages = Packages(
             packages_dir=packages_dir,
             # Beside the wheels, so that the workers of a cluster and `olcore install` resolve once for all of them.
             lock_dir=packages_dir / LOCKS,
-            guest=await pool.probe(),
+            guest=guest,
             options=package_options(self._settings.core),
+            # None: the worker's own interpreter does it, in a tenth of the time.
+            compile_bytecode=None
+            if is_ours(guest)
+            else SandboxCompiler(pool, self._places.worker_dir),
         )
         undo.push_async_callback(packages.close)
         return packages

@@ -17,9 +17,12 @@ from rich.console import Console
 from rich.progress import Progress as Bar
 
 from olcore.cli.common import cluster_option, worker_of
+from olcore.cluster import WorkerDir
+from olcore.handlers.compiling import SandboxCompiler
 from olcore.handlers.packages import LOCKS, Packages
+from olcore.handlers.packages.bytecode import is_ours
 from olcore.handlers.packages.inventory import Installed, inventory, prune
-from olcore.interfaces import GuestInfo, Registry, RegistryContext, WorkerContext
+from olcore.interfaces import Registry, RegistryContext, SandboxPool, WorkerContext
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -135,11 +138,14 @@ async def _install(
         own = Path(cluster.workers / _name())
         own.mkdir(parents=True)
         undo.callback(shutil.rmtree, own, ignore_errors=True)
+        pool = await _pool(undo, plugins, settings, own)
+        guest = await pool.probe()
         installer = Packages(
             packages_dir=folder,
             lock_dir=folder / LOCKS,
-            guest=await _guest(plugins, settings, own),
+            guest=guest,
             options=package_options(settings.core),
+            compile_bytecode=None if is_ours(guest) else SandboxCompiler(pool, WorkerDir(own)),
             on_progress=show,
         )
         undo.push_async_callback(installer.close)
@@ -175,10 +181,13 @@ async def _registry(undo: AsyncExitStack, plugins: Plugins, settings: Settings) 
     return registry
 
 
-async def _guest(plugins: Plugins, settings: Settings, own: Path) -> GuestInfo:
-    """Start a pool only to ask which Python its sandboxes run."""
+async def _pool(
+    undo: AsyncExitStack, plugins: Plugins, settings: Settings, own: Path
+) -> SandboxPool:
+    """Start a pool: only its sandboxes know which Python they run."""
     core = settings.core
-    own.joinpath(core.sandbox).mkdir()
+    for folder in (own / core.sandbox, own / "handlers"):
+        folder.mkdir()
     context = WorkerContext(
         cluster_name=core.cluster_name,
         worker_name=own.name,
@@ -190,9 +199,8 @@ async def _guest(plugins: Plugins, settings: Settings, own: Path) -> GuestInfo:
     )
     context.packages_dir.mkdir(parents=True, exist_ok=True)
     context.base_dir.mkdir(parents=True, exist_ok=True)
-    pool = plugins.sandbox(core.sandbox).make(context, settings.backends[core.sandbox])
-    try:
-        await pool.start()
-        return await pool.probe()
-    finally:
-        await pool.close()
+    made: Any = plugins.sandbox(core.sandbox).make(context, settings.backends[core.sandbox])
+    pool: SandboxPool = made
+    undo.push_async_callback(pool.close)
+    await pool.start()
+    return pool

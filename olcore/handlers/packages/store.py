@@ -100,6 +100,8 @@ class Store:
         (temporary / ".lock").unlink(missing_ok=True)  # uv's own, of use while it installs
         wheel = await asyncio.to_thread(self._look, pin, temporary)
         final = self.folder / wheel.folder
+        # Before too, because it may be compiled in a sandbox, which reads it with a uid of its own.
+        await asyncio.to_thread(_open_to_all, temporary)
         await self._compile(temporary)
         await asyncio.to_thread(_open_to_all, temporary)
         try:
