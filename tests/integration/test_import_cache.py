@@ -186,3 +186,27 @@ async def test_no_two_instances_draw_the_same_numbers(tmp_path: Path) -> None:
                 assert len(set(drawn)) == len(answers)
     finally:
         await whole.close()
+
+
+async def test_a_handler_sees_its_own_packages_only_when_that_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("UV_CACHE_DIR", str(tmp_path / "uv-cache"))
+    wheels = WheelFolder(tmp_path / "wheels")
+    for name in ("slow", "other"):
+        wheels.add(name, "1.0", {f"{name}.py": "import time\ntime.sleep(0.02)\n"})
+    whole = Whole(tmp_path, offline=True, find_links=str(wheels.folder), private=True)
+    await whole.open()
+    source = "import os, sys, time\nBEFORE = {0!r} in sys.modules\nimport {0}\ndef handler(event):\n    time.sleep(event or 0)\n    return BEFORE, os.listdir('/packages')\n"
+    try:
+        for name in ("slow", "other"):
+            files = {"lambda_func.py": source.format(name), "packages.txt": name}
+            whole.registry.put(name, files)
+            await whole.call(name)
+        await whole.settled()
+        for name in ("slow", "other"):
+            answers = await whole.together(name, 2)
+            assert [True, [f"{name}-1.0-py3-none-any"]] in answers
+            assert [False, [f"{name}-1.0-py3-none-any"]] in answers
+    finally:
+        await whole.close()
