@@ -332,7 +332,10 @@ class Cgroup:
             for pid in cgroup_files.pids(path):
                 try:
                     pidfd = linux.pidfd_open(pid)
-                except ProcessLookupError:
+                except OSError as error:
+                    # Gone. The kernel says EINVAL while a process's number outlives the process for a moment.
+                    if error.errno not in {errno.ESRCH, errno.EINVAL}:
+                        raise
                     continue
                 try:
                     # The pid may have ended, and been given to a stranger, since it was listed.
