@@ -224,6 +224,7 @@ class Packages:
         error = None if task.cancelled() else task.exception()
         if isinstance(error, PackagesError):
             now_s = time.monotonic()
+            error.retry_after_s = self._options.retry_s
             for old in [key for key, one in self._failures.items() if one.until_s <= now_s]:
                 del self._failures[old]
             self._failures[digest] = _Failure(error, now_s + self._options.retry_s)

@@ -238,6 +238,7 @@ def _failure(what: str, said: str) -> PackagesError:
     # A URL's password is never uv's to show nor ours to pass on to whoever called the handler.
     said = re.sub(r"://[^/@\s]+@", "://***@", said).strip()
     reason, _, hint = said.partition("\nhint:")
+    reason = re.sub(r"\n\s*cause:\s*", ": ", reason)
     reason = re.sub(r"(?m)^\s*(error:|cause:|[\u00d7\u2500-\u25ff]+)\s*", "", reason)
     short = " ".join(reason.split()).rstrip(".")
     return PackagesError(

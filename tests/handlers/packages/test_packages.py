@@ -134,7 +134,7 @@ async def test_an_unknown_package_is_told_with_uvs_reason_and_remembered(
         await packages.prepare(code("gamma"))
     assert caught.value.message.startswith("cannot resolve gamma: No solution found")
     assert "gamma was not found" in caught.value.message
-    assert caught.value.retry_after_s is None
+    assert caught.value.retry_after_s == 60
 
     index.add("gamma", "1.0", {"gamma.py": ""})
     with pytest.raises(PackagesError) as caught:
