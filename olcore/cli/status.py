@@ -123,7 +123,7 @@ def describe(instance: Mapping[str, Any], sandbox: str) -> str:
 
 def describe_death(death: Mapping[str, Any]) -> str:
     """Say in a line how an instance ended."""
-    how = [str(death[key]) for key in ("reason", "death", "detail") if death.get(key)]
+    how = [str(death[key]) for key in ("reason", "message") if death.get(key)]
     return f"{death.get('handler', '?')}/{death.get('id', '?')} => gone: {', '.join(how) or '?'}"
 
 

@@ -94,6 +94,12 @@ class Instance:
         self._undo = AsyncExitStack()
 
     @property
+    def condition(self) -> str:
+        """Its state in a word; ``pausing`` until it really stands still."""
+        is_pausing = self._pausing is not None and not self._pausing.done()
+        return "pausing" if is_pausing and self.state is State.PAUSED else self.state.value
+
+    @property
     def is_awake(self) -> bool:
         """Whether it can be called at once."""
         return self._pausing is None

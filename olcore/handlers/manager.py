@@ -218,7 +218,7 @@ class Manager:
                 "id": instance.id,
                 "handler": handler.name,
                 "version": instance.code.version.version,
-                "state": instance.state.value,
+                "state": instance.condition,
                 "idle_s": round(now_s - instance.view.idle_since_s, 3)
                 if instance.id in handler.idle
                 else 0.0,
