@@ -165,7 +165,7 @@ def await_end(pids: Sequence[int], deadline_s: float = DEADLINE_S) -> None:
     for pid in pids:
         try:
             fd = os.pidfd_open(pid)
-        except ProcessLookupError:
+        except OSError:  # gone; older kernels say EINVAL of one that is just ending
             continue
         try:
             poll = select.poll()

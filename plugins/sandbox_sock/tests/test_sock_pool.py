@@ -96,7 +96,7 @@ async def gone(pids: set[int]) -> None:
         for pid in pids:
             try:
                 fd = os.pidfd_open(pid)
-            except ProcessLookupError:
+            except OSError:  # gone; older kernels say EINVAL of one that is just ending
                 continue
             try:
                 ended = asyncio.Event()
