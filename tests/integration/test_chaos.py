@@ -98,7 +98,7 @@ def test_two_hundred_kills_leave_nothing(running: Cluster, seed: int) -> None:
             before = load.answered
             _kill(running, kind, luck)
             await_true(
-                lambda: load.answered > before, f"requests are answered after a {kind} was killed"
+                lambda seen=before: load.answered > seen, f"answers after a {kind} was killed"
             )
     assert all(running.call(f"echo{number}", "well").json == "well" for number in range(CLIENTS))
     running.olcore("kill")

@@ -141,6 +141,7 @@ class DockerPool(SandboxPool):
             except SandboxError:
                 self._to_remove.add(container)
                 return
+            await self._threads.run(self.warm.release, container)
 
     def _remove_networks_of_before(self) -> None:
         network.remove(self._engine, self._context)

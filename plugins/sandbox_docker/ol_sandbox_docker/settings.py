@@ -20,6 +20,6 @@ class DockerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     runtime: str = ""
     """An OCI runtime that the engine knows, such as ``runsc``; empty means the engine's default."""
     warm_pool: Annotated[int, Meta(ge=0)] = 0
-    """Containers that are started ahead, with the cluster's limits and network; each takes some 10 MiB."""
+    """Containers that are started ahead, with the cluster's limits and network; each takes some 7 MiB."""
     timeout_s: Annotated[float, Meta(gt=0)] = 60.0
     """No call of the engine may take longer."""
