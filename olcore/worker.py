@@ -163,6 +163,7 @@ class Worker:
                 )
             await asyncio.sleep(0.05)
         self._clean()
+        undo.callback(self._clear_folders)
 
     def _clean(self) -> None:
         core = self._settings.core
@@ -170,15 +171,19 @@ class Worker:
         context = self._context()
         for removed in backend.clean(context, self._settings.backends[core.sandbox]):
             log.info("removed what a predecessor left: %s", removed)
+        self._clear_folders()
+        worker_dir = self._places.worker_dir
+        for folder in (worker_dir.handlers, worker_dir.code, worker_dir.backend(core.sandbox)):
+            folder.mkdir(exist_ok=True)
+        self._places.packages_dir.mkdir(parents=True, exist_ok=True)
+        self._places.base_dir.mkdir(parents=True, exist_ok=True)
+
+    def _clear_folders(self) -> None:
         worker_dir = self._places.worker_dir
         for folder in (worker_dir.handlers, worker_dir.import_cache):
             if folder.is_dir():
                 # rmtree works through directory descriptors and follows no link that a handler may have put there.
                 shutil.rmtree(folder)
-        for folder in (worker_dir.handlers, worker_dir.code, worker_dir.backend(core.sandbox)):
-            folder.mkdir(exist_ok=True)
-        self._places.packages_dir.mkdir(parents=True, exist_ok=True)
-        self._places.base_dir.mkdir(parents=True, exist_ok=True)
 
     def _context(self) -> WorkerContext:
         core = self._settings.core
