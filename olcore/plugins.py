@@ -14,7 +14,7 @@ import logging
 import re
 import sys
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from importlib.metadata import EntryPoint, entry_points
@@ -297,20 +297,21 @@ class Plugins:
             hint += f"; or see in 'olcore plugins' what is wrong with {', '.join(broken)}"
         raise PluginNotFoundError(message, hint=hint)
 
-    def chosen(self, core: config.Config) -> dict[Kind, Backend]:
-        """Find every backend that a configuration chooses.
+    def chosen(
+        self, core: config.Config, kinds: Iterable[Kind] = tuple(Kind)
+    ) -> dict[Kind, Backend]:
+        """Find every backend of these kinds that a configuration chooses.
 
         Raises:
             PluginNotFoundError: One is not installed.
         """
-        found: dict[Kind, Backend] = {
-            Kind.SANDBOX: self.sandbox(core.sandbox),
-            Kind.REGISTRY: self.registry(core.registry),
-            Kind.SCHEDULER: self.scheduler(core.scheduler),
+        names = {kind: getattr(core, kind.value) for kind in kinds}
+        # The import cache may be none.
+        return {
+            kind: self._find(kind, name)
+            for kind, name in names.items()
+            if name or kind != Kind.IMPORT_CACHE
         }
-        if core.import_cache:
-            found[Kind.IMPORT_CACHE] = self.import_cache(core.import_cache)
-        return found
 
     def require_usable(self, settings: config.Settings) -> None:
         """Check that every backend that a configuration chooses can run on this machine.

@@ -10,6 +10,7 @@ import click
 from olcore import config
 from olcore.cli.common import cluster_option, read_template
 from olcore.errors import ConfigError
+from olcore.plugins import Kind
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -31,10 +32,12 @@ def setconf(plugins: Plugins, cluster: Cluster, changes: tuple[str, ...]) -> Non
     KEY=VALUE is, with dots in KEY for what is inside: limits.memory_mb=256.
     """
     before = read_template(cluster)
-    after = config.merge(before, parse_changes(changes))
+    patch = parse_changes(changes)
+    after = config.merge(before, patch)
     sections = plugins.sections()
     settings = config.check(after, sections, str(cluster.template))
-    plugins.chosen(settings.core)
+    # Only what is chosen now: a template that names a backend which has yet to be installed can be changed all the same.
+    plugins.chosen(settings.core, [kind for kind in Kind if kind.value in patch])
     lines = list(differences(_whole(before, sections), _whole(after, sections)))
     if after != before:
         config.write(cluster.template, after)
