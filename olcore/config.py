@@ -201,6 +201,18 @@ def check(raw: Mapping[str, Any], sections: Sections, where: str = "the configur
     return Settings(_convert(core, Config, where, "$"), backends)
 
 
+def foreign_sections(raw: Mapping[str, Any], sections: Sections) -> list[str]:
+    """List the objects in *raw* that nothing installed reads, such as those of a plugin that is gone or broken."""
+    return [
+        key
+        for key, value in raw.items()
+        if isinstance(value, dict)
+        and key not in sections
+        and key not in Config.__struct_fields__
+        and key.lower() not in SUCCESSORS
+    ]
+
+
 def unknown_key(key: str, known: list[str], where: str) -> ConfigError:
     """Make the error for a key that nothing knows, naming its successor or the nearest known key."""
     if key.lower() in SUCCESSORS:
@@ -270,18 +282,25 @@ def parse(text: str, where: str) -> dict[str, Any]:
 
 
 def write(path: Path, raw: Mapping[str, Any]) -> None:
-    """Write *raw* to *path* so that a reader sees the old text or the new, never a part; mode 0600, for secrets."""
-    fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    """Write *raw* to *path* so that a reader sees the old text or the new, never a part; mode 0600, for secrets.
+
+    Raises:
+        ConfigError: It cannot be written, and is as it was.
+    """
+    text = json.dumps(raw, indent=2)
     try:
-        with os.fdopen(fd, "w") as file:
-            json.dump(raw, file, indent=2)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+        fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(fd, "w") as file:
+                file.write(f"{text}\n")
+                file.flush()
+                os.fsync(file.fileno())
+            Path(temporary).replace(path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise ConfigError(f"cannot write {str(path)!r}: {error.strerror}") from error
 
 
 def resolve(core: Config, file: Path) -> Config:

@@ -63,6 +63,20 @@ def read_template(cluster: Cluster) -> dict[str, Any]:
     return config.read(cluster.template)
 
 
+def without_foreign(raw: Mapping[str, Any], where: Path, plugins: Plugins) -> dict[str, Any]:
+    """Leave out what belongs to a plugin that is gone or broken, with a warning.
+
+    Such a plugin must break no command; its section stands in every template since ``new``.
+    """
+    foreign = config.foreign_sections(raw, plugins.sections())
+    for key in foreign:
+        click.echo(
+            f"olcore: warning: {where}: {key!r} is ignored: no plugin that works has that name",
+            err=True,
+        )
+    return {key: value for key, value in raw.items() if key not in foreign}
+
+
 @contextmanager
 def locked(cluster: Cluster) -> Iterator[None]:
     """Keep other commands from starting or stopping workers of *cluster* meanwhile.
@@ -136,5 +150,6 @@ def worker_of(cluster: Cluster, name: str, plugins: Plugins) -> Worker:
         template = read_template(cluster)
         path = cluster.template
         raw = worker_raw(cluster, template, name, 0)
+    raw = without_foreign(raw, path, plugins)
     settings = config.check(raw, plugins.sections(), str(path))
     return Worker(name, config.Settings(config.resolve(settings.core, path), settings.backends))

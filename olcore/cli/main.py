@@ -61,6 +61,9 @@ def run(arguments: Sequence[str]) -> int:
     except OlcoreError as error:
         _say(error.message, error.hint)
         return error.exit_code
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        return error.exit_code
     except click.ClickException as error:
         _say(*_parts(error))
         return error.exit_code

@@ -46,8 +46,12 @@ def list_plugins(plugins: Plugins, cluster: Cluster, as_json: bool) -> None:
 def settings_of(plugins: Plugins, cluster: Cluster) -> dict[str, msgspec.Struct]:
     """Read the backends' settings of *cluster*; none where it cannot be read, which is not this command's business."""
     try:
+        sections = plugins.sections()
         raw = config.read(cluster.template)
-        return dict(config.check(raw, plugins.sections()).backends)
+        # Not ``without_foreign``: who asks what is broken needs no warning of it.
+        foreign = config.foreign_sections(raw, sections)
+        known = {key: value for key, value in raw.items() if key not in foreign}
+        return dict(config.check(known, sections).backends)
     except OlcoreError:
         return {}
 

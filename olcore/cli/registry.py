@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from olcore import bundles, config
-from olcore.cli.common import cluster_option, read_template
+from olcore.cli.common import cluster_option, read_template, without_foreign
 from olcore.errors import PluginNotFoundError, RegistryError
 from olcore.handlers import uploads
 from olcore.handlers.manager import check_name
@@ -81,6 +81,7 @@ class _Target:
 
     def __init__(self, plugins: Plugins, cluster: Cluster, chosen: dict[str, Any]) -> None:
         raw = read_template(cluster) if cluster.template.is_file() or not chosen["address"] else {}
+        raw = without_foreign(raw, cluster.template, plugins)
         settings = config.check(raw, plugins.sections(), str(cluster.template))
         # As for a worker: a relative path in the template counts from the cluster's folder.
         self.core = config.resolve(settings.core, cluster.root / "template.json")

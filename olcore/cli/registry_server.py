@@ -14,7 +14,7 @@ import msgspec
 
 from olcore import config
 from olcore.cli import ports, processes
-from olcore.cli.common import cluster_option, locked, read_template, shown
+from olcore.cli.common import cluster_option, locked, read_template, shown, without_foreign
 from olcore.cli.setconf import differences
 from olcore.cli.workers import quote
 from olcore.errors import ClusterError, PluginNotFoundError
@@ -54,7 +54,8 @@ def registry(
 ) -> None:
     """Start a registry server in the background, and have workers that start later use it."""
     before = read_template(cluster)
-    settings = config.check(before, plugins.sections(), str(cluster.template))
+    known = without_foreign(before, cluster.template, plugins)
+    settings = config.check(known, plugins.sections(), str(cluster.template))
     backend = _serving(plugins, settings.core.registry)
     with locked(cluster):
         running = find(cluster)
@@ -75,7 +76,7 @@ def registry(
         server = backend.serve(context, settings.backends[backend.name])
         patch = {"registry": backend.name, backend.name: dict(server.settings)}
         after = config.merge(before, patch)
-        config.check(after, plugins.sections(), str(cluster.template))
+        config.check({**known, **patch}, plugins.sections(), str(cluster.template))
         process = _start(cluster, server)
         if after != before:
             config.write(cluster.template, after)

@@ -35,7 +35,10 @@ def setconf(plugins: Plugins, cluster: Cluster, changes: tuple[str, ...]) -> Non
     patch = parse_changes(changes)
     after = config.merge(before, patch)
     sections = plugins.sections()
-    settings = config.check(after, sections, str(cluster.template))
+    # The section of a plugin that is gone or broken may stay, and may not be written.
+    foreign = set(config.foreign_sections(before, sections)) - patch.keys()
+    known = {key: value for key, value in after.items() if key not in foreign}
+    settings = config.check(known, sections, str(cluster.template))
     # Only what is chosen now: a template that names a backend which has yet to be installed can be changed all the same.
     plugins.chosen(settings.core, [kind for kind in Kind if kind.value in patch])
     lines = list(differences(_whole(before, sections), _whole(after, sections)))

@@ -23,6 +23,7 @@ from olcore.cli.common import (
     locked,
     read_template,
     shown,
+    without_foreign,
     worker_of,
     worker_raw,
 )
@@ -60,7 +61,7 @@ class Started:
 @click.pass_obj
 def workers(plugins: Plugins, cluster: Cluster, num_workers: int, port: int | None) -> None:
     """Start workers in the background, and wait until they answer."""
-    template = read_template(cluster)
+    template = without_foreign(read_template(cluster), cluster.template, plugins)
     settings = config.check(template, plugins.sections(), str(cluster.template))
     plugins.require_usable(settings)
     first = settings.core.worker_port if port is None else port
