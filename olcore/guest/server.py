@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+_CHUNK = 1 << 16
 _HERE = os.path.dirname(os.path.abspath(__file__))
 
 
@@ -54,7 +55,8 @@ def serve(connection: socket.socket, handler: str = "/handler") -> None:
     """Say hello, load the handler as INIT says, and answer events until the connection ends."""
     me = os.getpid()
     connection.sendall(protocol.frame(protocol.HELLO, _json(hello())))
-    begun = receive(connection)
+    frames = Frames(connection)
+    begun = frames.receive()
     if begun is None:
         return
     settings = json.loads(begun[1])
@@ -63,7 +65,7 @@ def serve(connection: socket.socket, handler: str = "/handler") -> None:
         return
     limit = settings.get("max_result_bytes", 0xFFFFFFFF)
     while True:
-        received = receive(connection)
+        received = frames.receive()
         if received is None:
             return
         kind, payload, stream = received
@@ -91,29 +93,39 @@ def hello() -> dict[str, object]:
     }
 
 
-def receive(connection: socket.socket) -> tuple[int, bytes, int] | None:
-    """Read one frame: ``(kind, payload, stream)``, or ``None`` when the worker hung up."""
-    header = _exactly(connection, protocol.HEADER.size)
-    if header is None:
-        return None
-    size, kind, _flags, stream = protocol.HEADER.unpack(header)
-    payload = _exactly(connection, size) if size else b""
-    return None if payload is None else (kind, payload, stream)
+class Frames:
+    """Reads frames from a connection; nearly always one call of the kernel's for each."""
 
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._rest = b""
 
-def _exactly(connection: socket.socket, size: int) -> bytes | None:
-    data = connection.recv(size)
-    if len(data) == size:  # nearly always: spare the buffer
-        return data
-    if not data:
-        return None
-    whole = bytearray(data)
-    while len(whole) < size:
-        data = connection.recv(min(size - len(whole), 1 << 20))
-        if not data:
-            return None
-        whole += data
-    return bytes(whole)
+    def receive(self) -> tuple[int, bytes, int] | None:
+        """Read one frame: ``(kind, payload, stream)``, or ``None`` when the worker hung up."""
+        data = self._rest or self._connection.recv(_CHUNK)
+        while len(data) < protocol.HEADER.size:
+            more = self._connection.recv(_CHUNK)
+            if not more:
+                return None
+            data += more
+        size, kind, _flags, stream = protocol.HEADER.unpack_from(data)
+        end = protocol.HEADER.size + size
+        if len(data) < end:
+            data = self._fill(data, end)
+            if not data:
+                return None
+        self._rest = data[end:]
+        return kind, data[protocol.HEADER.size : end], stream
+
+    def _fill(self, begun: bytes, size: int) -> bytes:
+        """Read on to *size* bytes or more; nothing when the worker hung up before."""
+        whole = bytearray(begun)
+        while len(whole) < size:
+            data = self._connection.recv(min(size - len(whole), 1 << 20))
+            if not data:
+                return b""
+            whole += data
+        return bytes(whole)
 
 
 def _load(
