@@ -6,6 +6,7 @@ import os
 import stat
 import time
 from hashlib import blake2b
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -48,9 +49,12 @@ class Walk(msgspec.Struct, frozen=True, gc=False):
             top, signature = self.seen[0]
             if _signature(os.stat(top)) != signature:  # noqa: PTH116  # for every request
                 return False
-            return all(_signature(os.lstat(path)) == known for path, known in self.seen[1:])
+            for path, known in islice(self.seen, 1, None):
+                if _signature(os.lstat(path)) != known:
+                    return False
         except OSError:
             return False
+        return True
 
     def is_torn(self, earlier: Walk | None) -> bool:
         """Whether a file has another size than in *earlier* and the same mtime: it is being truncated right now.
