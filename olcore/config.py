@@ -258,9 +258,11 @@ def read(path: Path) -> dict[str, Any]:
         ConfigError: It cannot be read, is not JSON (with line and column) or no object.
     """
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"cannot read {str(path)!r}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8: {error.reason} at byte {error.start}") from error
     return parse(text, str(path))
 
 
