@@ -1,3 +1,5 @@
+"""Bundles: archives and folders of handlers, unpacked safely."""
+
 from __future__ import annotations
 
 import gzip

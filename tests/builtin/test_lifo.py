@@ -1,3 +1,5 @@
+"""The scheduler lifo, on values and a virtual clock."""
+
 from __future__ import annotations
 
 import heapq

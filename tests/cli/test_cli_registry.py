@@ -1,3 +1,5 @@
+"""olcore upload, handlers, download and remove, over a local registry."""
+
 from __future__ import annotations
 
 import os

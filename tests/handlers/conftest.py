@@ -1,3 +1,5 @@
+"""A manager of handlers over fakes."""
+
 from __future__ import annotations
 
 import asyncio

@@ -1,3 +1,5 @@
+"""Where worker and guest meet: the folder, its socket and its files."""
+
 from __future__ import annotations
 
 import asyncio

@@ -1,3 +1,5 @@
+"""The HTTP application over fakes."""
+
 from __future__ import annotations
 
 from collections.abc import Callable

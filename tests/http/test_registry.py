@@ -1,3 +1,5 @@
+"""The registry over HTTP: who may, what is stored, what is refused."""
+
 from __future__ import annotations
 
 from collections.abc import Callable

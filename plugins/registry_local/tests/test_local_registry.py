@@ -1,3 +1,5 @@
+"""The local registry keeps the contract, and what only folders do."""
+
 from __future__ import annotations
 
 import asyncio

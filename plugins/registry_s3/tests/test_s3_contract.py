@@ -1,3 +1,5 @@
+"""The registry s3 keeps the contract, over a server and over other fsspec backends."""
+
 from __future__ import annotations
 
 import uuid

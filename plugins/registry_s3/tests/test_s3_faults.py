@@ -1,3 +1,5 @@
+"""What the registry s3 says and does when its server fails."""
+
 from __future__ import annotations
 
 import asyncio

@@ -1,3 +1,5 @@
+"""The server that ``olcore registry`` starts."""
+
 from __future__ import annotations
 
 import json
