@@ -12,15 +12,14 @@ import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-from ol_sandbox_docker.engine import Engine
-from ol_sandbox_docker.image import Progress as Report
-from ol_sandbox_docker.image import import_folder, import_host, size_of
-from ol_sandbox_docker.probe import probe
 from ol_sandbox_docker.settings import DockerSettings
 from olcore.errors import ClusterError, ConfigError, SandboxError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from ol_sandbox_docker.engine import Engine
+    from ol_sandbox_docker.image import Progress as Report
 
 
 @click.group()
@@ -44,8 +43,14 @@ def image() -> None:
 )
 def build(cluster: Path, pull: str | None) -> None:
     """Make docker.image from the cluster's base, or from this machine's own Python when the base is empty."""
+    # Imported here, because this module is loaded for every command, and Docker's client takes longer than most of them.
+    from ol_sandbox_docker.engine import Engine
+    from ol_sandbox_docker.image import import_folder, import_host, size_of
+    from ol_sandbox_docker.probe import probe
+
     base, settings = read(cluster)
     with closing(Engine(settings.base_url, settings.timeout_s)) as engine:
+        engine.ping()  # before anything is packed for it
         if pull is not None:
             _pull(engine, pull, settings.image)
         elif base.is_dir() and any(base.iterdir()):
