@@ -192,7 +192,10 @@ def check(raw: Mapping[str, Any], sections: Sections, where: str = "the configur
         elif key in sections:
             backends[key] = _convert(value, sections[key], f"{where}: {key}", f"$.{key}")
         else:
-            raise unknown_key(key, [*Config.__struct_fields__, *sections], where)
+            error = unknown_key(key, [*Config.__struct_fields__, *sections], where)
+            if key in foreign_sections(raw, sections):
+                error.hint = f"install the plugin that reads it; or {error.hint}"
+            raise error
         if isinstance(value, str) and (key, value) in VALUE_SUCCESSORS:
             raise ConfigError(
                 f"{where}: {key}: {value!r} is OpenLambda's",

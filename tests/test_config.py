@@ -63,7 +63,11 @@ def test_a_fraction_may_be_given_as_a_whole_number() -> None:
     ("raw", "message", "hint"),
     [
         ({"sandbux": "x"}, "f.json: unknown key 'sandbux'", "did you mean 'sandbox'?"),
-        ({"engin": {}}, "f.json: unknown key 'engin'", "did you mean 'engine'?"),
+        (
+            {"engin": {}},
+            "f.json: unknown key 'engin'",
+            "install the plugin that reads it; or did you mean 'engine'?",
+        ),
         (
             {"limits": {"memry_mb": 1}},
             "f.json, at `$.limits`: unknown key 'memry_mb'",
