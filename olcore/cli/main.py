@@ -23,7 +23,7 @@ from olcore.errors import OlcoreError, PluginError
 from olcore.plugins import Implementation, Plugins
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 _COMMANDS = (
     new,
@@ -104,13 +104,7 @@ def _add_commands(group: click.Group, implementation: Implementation) -> None:
 
 def respell(arguments: Sequence[str], group: click.Group) -> list[str]:
     """Turn OpenLambda's ``-cluster=X`` into ``--cluster=X`` for every option that a command has."""
-    known = {"help", "version"} | {
-        spelling[2:]
-        for command in group.commands.values()
-        for parameter in command.params
-        for spelling in (*parameter.opts, *parameter.secondary_opts)
-        if spelling.startswith("--")
-    }
+    known = {"help", *_long_options(group)}
     result: list[str] = []
     for index, argument in enumerate(arguments):
         if argument == "--":
@@ -118,6 +112,16 @@ def respell(arguments: Sequence[str], group: click.Group) -> list[str]:
         found = _SINGLE_DASH.fullmatch(argument)
         result.append(f"-{argument}" if found and found[1] in known else argument)
     return result
+
+
+def _long_options(command: click.Command) -> Iterator[str]:
+    for parameter in command.params:
+        for spelling in (*parameter.opts, *parameter.secondary_opts):
+            if spelling.startswith("--"):
+                yield spelling[2:]
+    if isinstance(command, click.Group):
+        for below in command.commands.values():
+            yield from _long_options(below)
 
 
 def _parts(error: click.ClickException) -> tuple[str, str | None]:

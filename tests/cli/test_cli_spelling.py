@@ -24,6 +24,11 @@ def test_other_options_may_have_one_dash_too(cli: Cli) -> None:
     assert cli("-version", cluster=False).out.startswith("olcore, version ")
 
 
+def test_a_command_below_a_command_is_spelled_so_too(cli: Cli, tmp_path: Path) -> None:
+    said = cli("packages", "prune", f"-cluster={tmp_path}/none", cluster=False)
+    assert f"'{tmp_path}/none' is no cluster" in said.err
+
+
 def test_a_value_that_looks_like_an_option_is_no_option(made: Cli) -> None:
     assert "unknown key '-cluster'" in made("setconf", "--", "-cluster=x").err
 
