@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import falcon.asgi
 
 from olcore.http.errors import ErrorHandlers
+from olcore.http.fast import FastPath
 from olcore.http.registry import RegistryAccess, RegistryHandler, RegistryList
 from olcore.http.run import PATHS, Run
 from olcore.http.status import Instances, Status
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
     from olcore.handlers.manager import Manager
     from olcore.http.gate import Gate
     from olcore.interfaces import WorkerInfo
-App = falcon.asgi.App[falcon.asgi.Request, falcon.asgi.Response]
+
+App = falcon.asgi.App[falcon.asgi.Request, falcon.asgi.Response] | FastPath
 
 CORS_HEADERS = {
     "Access-Control-Allow-Origin": "*",
@@ -66,9 +68,11 @@ def make_app(
         app.add_route("/registry", RegistryList(access, gate, tracer))
         app.add_route("/registry/", RegistryList(access, gate, tracer))
         app.add_route("/registry/{name}", RegistryHandler(access, gate, tracer))
-    run = Run(manager, gate, tracer, int(options.max_body_mb * (1 << 20)), options.cors)
+    max_body_bytes = int(options.max_body_mb * (1 << 20))
+    run = Run(manager, gate, tracer, max_body_bytes, options.cors)
     app.add_sink(run.answer, re.compile(PATHS))
-    return app
+    # CORS is middleware of Falcon's, so that with it every request goes there.
+    return app if options.cors else FastPath(app, manager, gate, tracer, max_body_bytes)
 
 
 class _Cors:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from time import perf_counter
 from typing import TYPE_CHECKING
 
 import falcon
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 
 PATHS = r"/run(?:Lambda)?/(?P<name>[^/]*)"
 """OpenLambda's spelling too, and whatever follows the name, which OpenLambda accepts and no handler is told."""
+
+FAILED = "olcore.failed"
+"""Key in a scope for the error and the request's id, where fast.py has made the call and it failed."""
 
 
 class Run:
@@ -39,6 +43,11 @@ class Run:
     ) -> None:
         """Invoke the handler ``params["name"]`` with the request's body."""
         assert resp is not None  # noqa: S101 - Falcon has none for a WebSocket only, and checks that before
+        failed = req.scope.get(FAILED)
+        if failed is not None:
+            error, req.context.request_id = failed
+            req.context.began = perf_counter()
+            raise error
         request_id = self._tracer.begin(req)
         if req.method == "OPTIONS":
             self._answer_options(req, resp)

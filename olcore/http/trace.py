@@ -25,10 +25,15 @@ class Tracer:
         self._prefix = secrets.token_hex(5)
         self._count = itertools.count(1).__next__
 
+    def named(self, sent: str | None) -> str:
+        """Return *sent* when it can serve as an id, else a new one."""
+        if sent is not None and _IS_SANE(sent):
+            return sent
+        return f"{self._prefix}-{self._count():x}"
+
     def begin(self, req: falcon.asgi.Request) -> str:
         """Name *req*, and note when it began."""
-        sent = req.get_header("X-Request-Id")
-        named = sent if sent is not None and _IS_SANE(sent) else f"{self._prefix}-{self._count():x}"
+        named = self.named(req.get_header("X-Request-Id"))
         context = req.context
         context.request_id = named
         context.began = perf_counter()
