@@ -241,7 +241,9 @@ class Manager:
         return list(self._parts.deaths)
 
     async def _answer(self, name: str, body: bytes, call: _Call) -> bytes:
-        handler = await self._handler(name)
+        handler = self._handlers.get(name)
+        if handler is None or handler.code is not self._codes.at_hand(name):
+            handler = await self._handler(name)
         call.handler = handler
         max_body_bytes = handler.code.settings.limits.max_body_mb * MIB
         if len(body) > max_body_bytes:

@@ -53,6 +53,13 @@ class Registry(ABC):
             HandlerNotFoundError: There is no handler of that name.
         """
 
+    def peek(self, name: str) -> HandlerVersion | None:  # noqa: ARG002 -- a default for who knows nothing
+        """Say what ``lookup`` would say, if that is known for sure without waiting and within microseconds.
+
+        ``None``, as here, sends the caller to ``lookup``; it raises nothing.
+        """
+        return None
+
     @abstractmethod
     async def pull(self, version: HandlerVersion, target: Path) -> HandlerVersion:
         """Fill the empty folder *target* with the code, entry file at its top, and say which version that was.

@@ -131,6 +131,14 @@ class RegistryContract:
             await registry.pull(HandlerVersion(name="missing", version="1"), target)
         assert list(await registry.names()) == []
 
+    async def test_a_peek_says_what_a_lookup_says_or_nothing(
+        self, registry: Registry, store: Store, bundle: Path
+    ) -> None:
+        assert registry.peek("hello") is None
+        await store("hello", bundle)
+        found = await registry.lookup("hello")
+        assert registry.peek("hello") in {None, found}
+
     async def test_a_version_is_safe_in_a_path(
         self, registry: Registry, store: Store, bundle: Path
     ) -> None:

@@ -79,10 +79,14 @@ class LocalRegistry(Registry):
             task.cancel()
         await asyncio.gather(*looking, return_exceptions=True)
 
-    async def lookup(self, name: str) -> HandlerVersion:
+    def peek(self, name: str) -> HandlerVersion | None:
         known = self._known.get(name)
-        if known is not None and known.is_current():
-            return known.answer
+        return known.answer if known is not None and known.is_current() else None
+
+    async def lookup(self, name: str) -> HandlerVersion:
+        known = self.peek(name)
+        if known is not None:
+            return known
         answer = self._look_inline(name)
         return answer if answer is not None else await self._look_in_thread(name)
 
