@@ -1,8 +1,7 @@
 """Measures what each layer of a SOCK sandbox adds to a cold start, with and without stem cells.
 
 Every row is measured in the same run, one sample of each in turn, at least 50 ms apart, because joining a control group is
-slow only when the last time is a while ago (SOCK.md). A sample is the time from asking for a sandbox to the reply to its first
-event. The last row is the sandbox that users get.
+slow only when the last time is a while ago (SOCK.md). The last row is the sandbox that users get.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-import socket
 import statistics
 import subprocess
 import sys
@@ -23,16 +21,13 @@ from typing import Any, cast
 
 import msgspec
 
+from bench.starts import ColdStarts, context_in
 from ol_sandbox_sock.pool import SockPool
 from ol_sandbox_sock.settings import SockSettings
-from olcore.guest import protocol
-from olcore.interfaces import Limits, Network, SandboxSpec, WorkerContext
+from olcore.interfaces import Limits, Network
 
 SAMPLES = 40
 SPACING_S = 0.06
-HELLO = "def handler(event):\n    return 'Hello, ' + event['name']\n"
-EVENT = protocol.frame(protocol.EVENT, b'{"name": "Alice"}')
-INIT = protocol.frame(protocol.INIT, b'{"handler": "hello", "environment": {}}')
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,75 +67,8 @@ class _NoCgroups:
         """Nothing was made."""
 
 
-class _Bench:
-    def __init__(self, folder: Path, pool: SockPool, network: Network) -> None:
-        self._folder = folder
-        self._pool = pool
-        self._network = network
-        self._count = 0
-
-    async def sample(self) -> float:
-        """Return the milliseconds of one cold start."""
-        self._count += 1
-        scratch = self._folder / f"scratch-{self._count}"
-        limits = Limits()
-        spec = SandboxSpec(
-            id=str(self._count),
-            handler="hello",
-            code=self._folder / "code",
-            scratch=scratch,
-            limits=limits,
-            network=self._network,
-        )
-        loop = asyncio.get_running_loop()
-        began = time.perf_counter()
-        await self._pool.make_scratch(scratch, limits)
-        with socket.socket(socket.AF_UNIX) as listener:
-            listener.bind(str(scratch / "server_pipe"))
-            (scratch / "server_pipe").chmod(0o666)
-            listener.listen(1)
-            listener.setblocking(False)
-            for name in ("stdout", "stderr"):
-                (scratch / name).touch()
-                (scratch / name).chmod(0o666)
-            sandbox = await self._pool.create(spec)
-            connection, _ = await loop.sock_accept(listener)
-        with connection:
-            await loop.sock_sendall(connection, INIT + EVENT)
-            await _reply(connection)
-        took_ms = (time.perf_counter() - began) * 1e3
-        await sandbox.destroy()
-        await self._pool.remove_scratch(scratch)
-        return took_ms
-
-
-async def _reply(connection: socket.socket) -> None:
-    loop = asyncio.get_running_loop()
-    data = b""
-    while True:
-        data += await loop.sock_recv(connection, 65536)
-        rest = data
-        while len(rest) >= protocol.HEADER.size:
-            size, kind, _, _ = protocol.HEADER.unpack_from(rest)
-            if kind == protocol.REPLY:
-                return
-            rest = rest[protocol.HEADER.size + size :]
-
-
-async def _pool(stack: AsyncExitStack, folder: Path, layer: Layer, stem_cells: int) -> _Bench:
-    folder.mkdir()
-    for name in ("worker", "base", "packages", "code"):
-        (folder / name).mkdir()
-    (folder / "code" / "lambda_func.py").write_text(HELLO)
-    context = WorkerContext(
-        cluster_name=str(folder),
-        worker_name="bench",
-        worker_dir=folder / "worker",
-        base_dir=folder / "base",
-        packages_dir=folder / "packages",
-        limits=Limits(),
-        network=layer.network,
-    )
+async def _pool(stack: AsyncExitStack, folder: Path, layer: Layer, stem_cells: int) -> ColdStarts:
+    context = context_in(folder, layer.network)
     settings = SockSettings(stem_cells=stem_cells, seccomp="on" if layer.seccomp else "off")
     pool = SockPool(context, settings)
     await pool.start()
@@ -149,7 +77,7 @@ async def _pool(stack: AsyncExitStack, folder: Path, layer: Layer, stem_cells: i
         # There is no setting for it, and there should be none: sandboxes without limits are for this table only.
         for source in pool._sources.values():
             source._cgroups = cast("Any", _NoCgroups())
-    return _Bench(folder, pool, layer.network)
+    return ColdStarts(context, pool)
 
 
 def _bare_fork() -> float:
@@ -165,7 +93,7 @@ async def _measure() -> dict[tuple[str, int], list[float]]:
     times: dict[tuple[str, int], list[float]] = {("os.fork() + wait", 0): []}
     with tempfile.TemporaryDirectory(prefix="ol-bench-") as top:
         async with AsyncExitStack() as stack:
-            benches: dict[tuple[str, int], _Bench] = {}
+            benches: dict[tuple[str, int], ColdStarts] = {}
             for stem_cells in (0, 3):
                 for number, layer in enumerate(LAYERS):
                     folder = Path(top) / f"{number}-{stem_cells}"
