@@ -9,6 +9,7 @@ BENCHES = {
     "warm": "warm throughput over the same function in-process",
     "cold": "cold start over a bare fork",
     "layers": "what each layer of SOCK adds to a cold start",
+    "imports": "cold starts of handlers that import packages, by the import cache",
     "docker": "SOCK against Docker, with and without the warm pool",
 }
 
