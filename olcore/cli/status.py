@@ -104,6 +104,8 @@ def list_instances(worker: Worker) -> bool:
         print(f"  {worker.name}/{describe(instance, worker.settings.core.sandbox)}")
     for death in told.get("deaths", []):
         print(f"  {worker.name}/{describe_death(death)}")
+    if told.get("zygotes"):
+        print(f"  {worker.name}: the import cache keeps {len(told['zygotes'])} zygotes")
     return True
 
 

@@ -231,6 +231,16 @@ class Manager:
             for instance in handler.instances.values()
         ]
 
+    def zygotes(self) -> list[dict[str, object]]:
+        """Describe what the import cache keeps, if there is one."""
+        cache = self._parts.import_cache
+        return [] if cache is None else list(cache.describe())
+
+    def zygotes(self) -> list[dict[str, object]]:
+        """Describe what the import cache keeps; nothing where there is none."""
+        cache = self._parts.import_cache
+        return list(cache.describe()) if cache is not None else []
+
     @property
     def stale_served(self) -> int:
         """How many requests got code that the registry, being away, could not confirm."""

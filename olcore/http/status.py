@@ -39,7 +39,7 @@ class Status:
 
 
 class Instances:
-    """``GET /instances``: what lives, and how the last ones died."""
+    """``GET /instances``: what lives, what it can be forked from, and how the last ones died."""
 
     def __init__(self, manager: Manager, info: WorkerInfo, tracer: Tracer) -> None:
         self._manager = manager
@@ -55,6 +55,8 @@ class Instances:
                 "worker": self._info.worker_name,
                 "instances": self._manager.describe(),
                 "deaths": self._manager.deaths(),
+                "zygotes": self._manager.zygotes(),
+                "zygotes": self._manager.zygotes(),
                 "stale_served": self._manager.stale_served,
             }
         )

@@ -60,8 +60,14 @@ class Echo:
     def describe(self) -> list[dict[str, object]]:
         return [{"id": "i", "handler": "hello"}]
 
+    def zygotes(self) -> list[dict[str, object]]:
+        return []
+
     def deaths(self) -> list[dict[str, object]]:
         return []
+
+    def zygotes(self) -> list[dict[str, object]]:
+        return [{"id": "0", "wheels": ["numpy-2.0-any"]}]
 
 
 @pytest.fixture
