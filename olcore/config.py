@@ -13,8 +13,9 @@ import os
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, get_args
 
 import msgspec
 from msgspec import Meta
@@ -41,7 +42,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Scheduler."""
     import_cache: str = ""
     """Import cache; empty means none."""
-    worker_host: str = "127.0.0.1"
+    worker_host: Annotated[str, Meta(min_length=1)] = "127.0.0.1"
     """Address to listen on."""
     worker_port: Port = 8080
     """Port to listen on; a number, also as text."""
@@ -110,8 +111,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Who sends it as a bearer token may change the registry through the worker (``/registry/``); empty means nobody."""
     cors: bool = False
     """Whether to answer OPTIONS and to send CORS headers that allow every origin."""
-    log_level: str = "info"
-    """``debug``, ``info``, ``warning`` or ``error``."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """From which level on the worker's log has lines."""
 
 
 SUCCESSORS = {
@@ -238,7 +239,21 @@ def _convert(value: Any, schema: type[msgspec.Struct], where: str, path: str) ->
             if "`$" in str(error)
             else f"{error} - at `{path}`"
         )
-        raise ConfigError(f"{where}: {said}") from error
+        choices = _choices(said.rpartition(f"`{path}")[2].strip(".`").split("."), schema)
+        hint = f"one of: {', '.join(choices)}" if choices else None
+        raise ConfigError(f"{where}: {said}", hint=hint) from error
+
+
+def _choices(keys: list[str], schema: type[msgspec.Struct]) -> list[str]:
+    """List the words that the field at *keys* may be; none where it may be more than certain words."""
+    kind: Any = schema
+    for key in keys:
+        if not (isinstance(kind, type) and issubclass(kind, msgspec.Struct)):
+            return []
+        kind = {field.encode_name: field.type for field in msgspec.structs.fields(kind)}.get(key)
+    if isinstance(kind, type) and issubclass(kind, StrEnum):
+        return [each.value for each in kind]
+    return [each for each in get_args(kind) if isinstance(each, str)]
 
 
 def _refuse_unknown(

@@ -85,7 +85,31 @@ def test_a_fraction_may_be_given_as_a_whole_number() -> None:
         ),
         ({"engine": 1}, "f.json: engine: Expected `object`, got `int` - at `$.engine`", None),
         ({"cors": "yes"}, "f.json: Expected `bool`, got `str` - at `$.cors`", None),
-        ({"network": "wifi"}, "f.json: Invalid enum value 'wifi' - at `$.network`", None),
+        (
+            {"network": "wifi"},
+            "f.json: Invalid enum value 'wifi' - at `$.network`",
+            "one of: none, nat, host",
+        ),
+        (
+            {"log_level": "loud"},
+            "f.json: Invalid enum value 'loud' - at `$.log_level`",
+            "one of: debug, info, warning, error",
+        ),
+        (
+            {"limits": {"memory_mb": -5}},
+            "f.json: Expected `int` >= 1 - at `$.limits.memory_mb`",
+            None,
+        ),
+        (
+            {"max_limits": {"timeout_s": 0}},
+            "f.json: Expected `float` > 0.0 - at `$.max_limits.timeout_s`",
+            None,
+        ),
+        (
+            {"worker_host": ""},
+            "f.json: Expected `str` of length >= 1 - at `$.worker_host`",
+            None,
+        ),
         ({"pip_mirror": "u"}, "f.json: 'pip_mirror' is a key of OpenLambda", "here it is 'package_index'"),
         ({"registry": "remote"}, "f.json: registry: 'remote' is OpenLambda's", "here it is 's3'"),
     ],

@@ -20,11 +20,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Annotated, Generic, TypeVar
 
 import msgspec
 
 Settings = TypeVar("Settings", bound=msgspec.Struct)
+
+Positive = Annotated[int, msgspec.Meta(ge=1)]
+AboveZero = Annotated[float, msgspec.Meta(gt=0)]
 
 
 class Network(StrEnum):
@@ -41,21 +44,21 @@ class Network(StrEnum):
 class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What one instance may use; the kernel enforces all but the last three."""
 
-    memory_mb: int = 128
+    memory_mb: Positive = 128
     """Memory of all its processes, tmpfs contents included, in MiB."""
-    cpu_percent: int = 100
+    cpu_percent: Positive = 100
     """Share of processor time; 100 is one core."""
-    max_processes: int = 64
+    max_processes: Positive = 64
     """Processes and threads together."""
-    scratch_mb: int = 64
+    scratch_mb: Positive = 64
     """Size of ``/host`` in MiB."""
-    tmp_mb: int = 64
+    tmp_mb: Positive = 64
     """Size of ``/tmp`` and of ``/dev/shm`` in MiB, each."""
-    timeout_s: float = 30.0
+    timeout_s: AboveZero = 30.0
     """Seconds for one call of ``handler(event)``, and for loading the handler."""
-    max_body_mb: float = 6.0
+    max_body_mb: AboveZero = 6.0
     """Size of a request body in MiB."""
-    max_result_mb: float = 6.0
+    max_result_mb: AboveZero = 6.0
     """Size of a result in MiB."""
 
 
