@@ -232,11 +232,6 @@ class Manager:
         ]
 
     def zygotes(self) -> list[dict[str, object]]:
-        """Describe what the import cache keeps, if there is one."""
-        cache = self._parts.import_cache
-        return [] if cache is None else list(cache.describe())
-
-    def zygotes(self) -> list[dict[str, object]]:
         """Describe what the import cache keeps; nothing where there is none."""
         cache = self._parts.import_cache
         return list(cache.describe()) if cache is not None else []

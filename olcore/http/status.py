@@ -56,7 +56,6 @@ class Instances:
                 "instances": self._manager.describe(),
                 "deaths": self._manager.deaths(),
                 "zygotes": self._manager.zygotes(),
-                "zygotes": self._manager.zygotes(),
                 "stale_served": self._manager.stale_served,
             }
         )

@@ -60,9 +60,6 @@ class Echo:
     def describe(self) -> list[dict[str, object]]:
         return [{"id": "i", "handler": "hello"}]
 
-    def zygotes(self) -> list[dict[str, object]]:
-        return []
-
     def deaths(self) -> list[dict[str, object]]:
         return []
 

@@ -30,7 +30,6 @@ def test_instances_are_described(client: Client) -> None:
         "worker": "worker-0",
         "instances": [{"id": "i", "handler": "hello"}],
         "deaths": [],
-        "zygotes": [],
         "zygotes": [{"id": "0", "wheels": ["numpy-2.0-any"]}],
         "stale_served": 0,
     }
