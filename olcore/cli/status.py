@@ -111,9 +111,10 @@ def list_instances(worker: Worker) -> bool:
 
 def describe(instance: Mapping[str, Any], sandbox: str) -> str:
     """Say one instance in a line."""
-    parts = [str(instance.get("state", "?"))]
+    state = str(instance.get("state", "?"))
     if instance.get("idle_s") is not None:
-        parts.append(f"idle for {float(instance['idle_s']):.1f} s")
+        state += f" for {float(instance['idle_s']):.1f} s"
+    parts = [state]
     if "served" in instance:
         parts.append(f"served {instance['served']}")
     if "memory_mb" in instance:
