@@ -112,7 +112,7 @@ def list_instances(worker: Worker) -> bool:
 def describe(instance: Mapping[str, Any], sandbox: str) -> str:
     """Say one instance in a line."""
     state = str(instance.get("state", "?"))
-    if instance.get("idle_s") is not None:
+    if instance.get("idle_s"):  # 0 for one that is busy
         state += f" for {float(instance['idle_s']):.1f} s"
     parts = [state]
     if "served" in instance:
