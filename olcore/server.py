@@ -31,9 +31,10 @@ from olcore.errors import ClusterError, OlcoreError
 from olcore.worker import Worker
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from gunicorn.asgi.parser import CallbackRequest
 
     from olcore.config import Settings
+    from olcore.http import App
     from olcore.plugins import Plugins
 
 log = logging.getLogger(__name__)
@@ -45,12 +46,12 @@ _BACKLOG = 2048
 _KEEPALIVE_S = 75
 
 
-def run(config_file: Path, settings: Settings, plugins: Plugins) -> NoReturn:
+def run(name: str, settings: Settings, plugins: Plugins) -> NoReturn:
     """Serve until a signal says stop, then exit: 0 after an orderly stop, 3 when the worker could not start.
 
     Args:
-        config_file: Where *settings* were read from; its name is the worker's.
-        settings: The checked configuration.
+        name: The worker's.
+        settings: The checked configuration, resolved.
         plugins: Loaded.
 
     Raises:
@@ -59,7 +60,7 @@ def run(config_file: Path, settings: Settings, plugins: Plugins) -> NoReturn:
     plugins.require_usable(settings)
     listener = _listen(settings.core.worker_host, settings.core.worker_port)
     _set_up_log(settings.core.log_level)
-    _Application(listener, config_file, settings, plugins).run()
+    _Application(listener, name, settings, plugins).run()
     sys.exit(0)
 
 
@@ -100,19 +101,19 @@ class _Application(BaseApplication):  # type: ignore[misc]
     """Carries the configuration over gunicorn's fork to the worker process."""
 
     def __init__(
-        self, listener: socket.socket, config_file: Path, settings: Settings, plugins: Plugins
+        self, listener: socket.socket, name: str, settings: Settings, plugins: Plugins
     ) -> None:
         host, port = listener.getsockname()[:2]
         self.url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         self.drain_s = settings.core.drain_timeout_s
         self._listener_fd = listener.detach()
-        self._config_file = config_file
+        self._name = name
         self._settings = settings
         self._plugins = plugins
         super().__init__()
 
     def make_worker(self) -> Worker:
-        return Worker(self._config_file, self._settings, self._plugins, self.url)
+        return Worker(self._name, self._settings, self._plugins, self.url)
 
     def load_config(self) -> None:
         for key, value in {
@@ -150,7 +151,10 @@ class _Arbiter(Arbiter):  # type: ignore[misc]
 
 
 class _Connection(ASGIProtocol):  # type: ignore[misc]
-    """One connection, of which the worker process can tell whether it is idle."""
+    """One connection, of which the worker process can tell whether it is idle, and which answers plain calls itself.
+
+    What begins with ``_`` is gunicorn's, and no promise of it: hence the bound on its version, and tests over real workers.
+    """
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # gunicorn keeps what it learns here on the class that it is asked through, and reads it from its own.
@@ -161,6 +165,27 @@ class _Connection(ASGIProtocol):  # type: ignore[misc]
     def connection_lost(self, exc: Exception | None) -> None:
         self.worker.connections.discard(self)
         super().connection_lost(exc)
+
+    async def _serve_http_request(
+        self, request: CallbackRequest, sockname: object, peername: object
+    ) -> bool:
+        """Serve one request; says whether the connection may be kept alive."""
+        receiver = self._body_receiver
+        direct = self.worker.direct
+        name = None
+        if direct is not None and receiver._complete:  # noqa: SLF001 -- see above
+            name = direct.name_of(request.method, request.path, receiver.buffered)
+        if name is None:
+            kept: bool = await super()._serve_http_request(request, sockname, peername)
+            return kept
+        body = b"".join(receiver._chunks)  # noqa: SLF001 -- ditto
+        answer = await direct.answer(name, body, request.headers_bytes)
+        is_last: bool = self._will_close(request, False)
+        self._send_response_start(answer.status, answer.headers, request, is_last)
+        self._send_body(answer.body, last=True)
+        if self._flow_control.write_paused:
+            await self._flow_control.drain()
+        return not is_last
 
     def is_idle(self) -> bool:
         return bool(self._awaiting_request)
@@ -201,7 +226,8 @@ class _WorkerProcess(ASGIWorker):  # type: ignore[misc]
         beat = asyncio.create_task(self._beat())
         try:
             self._watch_arbiter()
-            self.asgi = await self._start()
+            app = await self._start()
+            self.asgi, self.direct = app.asgi, app.direct
             for listener in self.sockets:
                 self.servers.append(
                     await self.loop.create_server(lambda: _Connection(self), sock=listener.sock)
@@ -227,14 +253,16 @@ class _WorkerProcess(ASGIWorker):  # type: ignore[misc]
 
         self.loop.add_reader(arbiter, is_gone)
 
-    async def _start(self) -> object:
+    async def _start(self) -> App:
         try:
-            return await self._worker.start()
+            app: App = await self._worker.start()
         except OlcoreError as error:
             hint = f" ({error.hint})" if error.hint else ""
             log.critical("the worker cannot start: %s%s", error.message, hint)
         except Exception:
             log.critical("the worker cannot start: a bug", exc_info=True)
+        else:
+            return app
         # This exit code tells the arbiter to give up; with any other it would try again for ever.
         raise SystemExit(Arbiter.WORKER_BOOT_ERROR)
 

@@ -1,4 +1,4 @@
-"""Assembles the ASGI application of one worker."""
+"""Assembles what serves one worker's requests."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import falcon.asgi
 
+from olcore.http.direct import Direct
 from olcore.http.errors import ErrorHandlers
-from olcore.http.fast import FastPath
 from olcore.http.registry import RegistryAccess, RegistryHandler, RegistryList
 from olcore.http.run import PATHS, Run
 from olcore.http.status import Instances, Status
@@ -20,7 +20,16 @@ if TYPE_CHECKING:
     from olcore.http.gate import Gate
     from olcore.interfaces import WorkerInfo
 
-App = falcon.asgi.App[falcon.asgi.Request, falcon.asgi.Response] | FastPath
+
+@dataclass(frozen=True, slots=True)
+class App:
+    """What a server serves."""
+
+    asgi: falcon.asgi.App[falcon.asgi.Request, falcon.asgi.Response]
+    """Every request."""
+    direct: Direct | None
+    """Plain calls, for a server that can do without ASGI for them."""
+
 
 CORS_HEADERS = {
     "Access-Control-Allow-Origin": "*",
@@ -72,7 +81,8 @@ def make_app(
     run = Run(manager, gate, tracer, max_body_bytes, options.cors)
     app.add_sink(run.answer, re.compile(PATHS))
     # CORS is middleware of Falcon's, so that with it every request goes there.
-    return app if options.cors else FastPath(app, manager, gate, tracer, max_body_bytes)
+    direct = None if options.cors else Direct(manager, gate, tracer, max_body_bytes)
+    return App(app, direct)
 
 
 class _Cors:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -25,12 +26,50 @@ _encode = msgspec.json.Encoder(enc_hook=str).encode
 
 
 @dataclass(frozen=True, slots=True)
-class _Told:
+class Told:
+    """What is told of an error, whoever writes it into a reply."""
+
     status: int
     code: str
     message: str
     hint: str | None = None
-    details: dict[str, object] = field(default_factory=dict)
+    details: Mapping[str, object] = field(default_factory=dict)
+    retry_after: str = ""
+    """The header's value, if there is to be one."""
+
+
+def told(error: Exception) -> Told:
+    """Say what is told of *error*; nothing of what is in it when it is a bug."""
+    if not isinstance(error, OlcoreError):
+        hint = "its log has the traceback, under this request_id"
+        return Told(OlcoreError.status, OlcoreError.code, "the worker met a bug", hint)
+    retry_after = ""
+    if error.retry_after_s is not None:
+        # The header counts whole seconds; rounded up, because a retry that comes too early is turned away again.
+        retry_after = str(max(1, math.ceil(error.retry_after_s)))
+    return Told(error.status, error.code, error.message, error.hint, error.details, retry_after)
+
+
+def encoded(told: Told, handler: str, request_id: str) -> bytes:
+    """Write the body of a reply, in the one shape."""
+    whole: dict[str, object] = {
+        "code": told.code,
+        "message": told.message,
+        "handler": handler,
+        "request_id": request_id,
+    }
+    if told.hint is not None:
+        whole["hint"] = told.hint
+    for key, value in told.details.items():
+        # A detail never takes the place of what every error has.
+        whole.setdefault(key, value)
+    return _encode({"error": whole})
+
+
+def log_bug(error: Exception, request_id: str, what: str) -> None:
+    """Keep a bug's traceback, which no reply has; nothing to do for an error on purpose."""
+    if not isinstance(error, OlcoreError):
+        log.error("request %s %s met a bug", request_id, what, exc_info=error)
 
 
 class ErrorHandlers:
@@ -41,22 +80,17 @@ class ErrorHandlers:
 
     def add_to(self, app: falcon.asgi.App[falcon.asgi.Request, falcon.asgi.Response]) -> None:
         """Have *app* call them."""
-        app.add_error_handler(Exception, self._of_a_bug)
+        app.add_error_handler(Exception, self._of_ours)
         app.add_error_handler(falcon.HTTPError, self._of_falcon)
-        app.add_error_handler(OlcoreError, self._on_purpose)
 
-    async def _on_purpose(
+    async def _of_ours(
         self,
         req: falcon.asgi.Request,
         resp: falcon.asgi.Response,
-        error: OlcoreError,
+        error: Exception,
         params: Params,
     ) -> None:
-        if error.retry_after_s is not None:
-            # The header counts whole seconds; rounded up, because a retry that comes too early is turned away again.
-            resp.set_header("Retry-After", str(max(1, math.ceil(error.retry_after_s))))
-        told = _Told(error.status, error.code, error.message, error.hint, error.details)
-        self._answer(req, resp, params, told)
+        log_bug(error, self._answer(req, resp, params, told(error)), req.path)
 
     async def _of_falcon(
         self,
@@ -70,42 +104,17 @@ class ErrorHandlers:
         status = error.status_code
         code = _CODES.get(status, "bad_request")
         hint = "handlers are called at /run/<name>" if status in _CODES else None
-        self._answer(req, resp, params, _Told(status, code, _say(req, error), hint))
-
-    async def _of_a_bug(
-        self,
-        req: falcon.asgi.Request,
-        resp: falcon.asgi.Response,
-        error: Exception,
-        params: Params,
-    ) -> None:
-        hint = "its log has the traceback, under this request_id"
-        told = _Told(OlcoreError.status, OlcoreError.code, "the worker met a bug", hint)
-        named = self._answer(req, resp, params, told)
-        log.error("request %s %s met a bug", named, req.path, exc_info=error)
+        self._answer(req, resp, params, Told(status, code, _say(req, error), hint))
 
     def _answer(
-        self,
-        req: falcon.asgi.Request,
-        resp: falcon.asgi.Response,
-        params: Params,
-        told: _Told,
+        self, req: falcon.asgi.Request, resp: falcon.asgi.Response, params: Params, told: Told
     ) -> str:
         named = self._tracer.end(req, resp)
-        whole = {
-            "code": told.code,
-            "message": told.message,
-            "handler": params.get("name", ""),
-            "request_id": named,
-        }
-        if told.hint is not None:
-            whole["hint"] = told.hint
-        for key, value in told.details.items():
-            # A detail never takes the place of what every error has.
-            whole.setdefault(key, value)
+        if told.retry_after:
+            resp.set_header("Retry-After", told.retry_after)
         resp.status = told.status
         resp.content_type = falcon.MEDIA_JSON
-        resp.data = _encode({"error": whole})
+        resp.data = encoded(told, str(params.get("name", "")), named)
         return named
 
 

@@ -1,8 +1,7 @@
-"""Answers ``/run/<name>``: the path of every invocation, so nothing is done here that need not be."""
+"""Answers ``/run/<name>``, but for the plain calls that direct.py has taken before Falcon saw them."""
 
 from __future__ import annotations
 
-from time import perf_counter
 from typing import TYPE_CHECKING
 
 import falcon
@@ -11,15 +10,19 @@ import falcon.asgi
 from olcore.http import body
 
 if TYPE_CHECKING:
-    from olcore.handlers.manager import Manager
+    from olcore.handlers.manager import Manager, Reply
     from olcore.http.gate import Gate
     from olcore.http.trace import Tracer
 
 PATHS = r"/run(?:Lambda)?/(?P<name>[^/]*)"
 """OpenLambda's spelling too, and whatever follows the name, which OpenLambda accepts and no handler is told."""
 
-FAILED = "olcore.failed"
-"""Key in a scope for the error and the request's id, where fast.py has made the call and it failed."""
+
+def timing(reply: Reply) -> str:
+    """Write the header ``Server-Timing`` of a handler's reply, in milliseconds."""
+    outcome = reply.outcome
+    cold = ", cold" if reply.invocation.cold else ""
+    return f"queue;dur={outcome.waited_s * 1e3:.3f}, run;dur={outcome.ran_s * 1e3:.3f}{cold}"
 
 
 class Run:
@@ -43,11 +46,6 @@ class Run:
     ) -> None:
         """Invoke the handler ``params["name"]`` with the request's body."""
         assert resp is not None  # noqa: S101 - Falcon has none for a WebSocket only, and checks that before
-        failed = req.scope.get(FAILED)
-        if failed is not None:
-            error, req.context.request_id = failed
-            req.context.began = perf_counter()
-            raise error
         request_id = self._tracer.begin(req)
         if req.method == "OPTIONS":
             self._answer_options(req, resp)
@@ -56,14 +54,9 @@ class Run:
             raise self._gate.draining()
         event = await body.read(req, self._max_body_bytes)
         reply = await self._invoke(params["name"], event, request_id)
-        outcome = reply.outcome
-        cold = ", cold" if reply.invocation.cold else ""
         resp.data = reply.result
         resp.set_header("X-Request-Id", request_id)
-        resp.set_header(
-            "Server-Timing",
-            f"queue;dur={outcome.waited_s * 1e3:.3f}, run;dur={outcome.ran_s * 1e3:.3f}{cold}",
-        )
+        resp.set_header("Server-Timing", timing(reply))
 
     def _answer_options(self, req: falcon.asgi.Request, resp: falcon.asgi.Response) -> None:
         # Never an invocation: a browser sends it by itself, before the request that somebody meant.

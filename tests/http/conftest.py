@@ -82,7 +82,7 @@ def make_client(echo: Echo, gate: Gate) -> Callable[..., falcon.testing.TestClie
     def make(**options: Any) -> falcon.testing.TestClient:
         manager: Any = echo
         app: App = make_app(manager, INFO, gate, HttpOptions(**{"max_body_mb": 1.0, **options}))
-        return falcon.testing.TestClient(app)
+        return falcon.testing.TestClient(app.asgi)
 
     return make
 

@@ -44,7 +44,7 @@ def client(tmp_path: Path, options: Options, gate: Gate) -> falcon.testing.TestC
     access = RegistryAccess(registry=registry, api_key="the-api-key", options=options)
     manager: Any = Echo()
     app = make_app(manager, INFO, gate, HttpOptions(max_body_mb=1), access)
-    return falcon.testing.TestClient(app, headers={"Authorization": "Bearer the-api-key"})
+    return falcon.testing.TestClient(app.asgi, headers={"Authorization": "Bearer the-api-key"})
 
 
 @pytest.fixture
