@@ -21,7 +21,7 @@ import msgspec
 from msgspec import Meta
 
 from olcore.errors import ConfigError
-from olcore.interfaces import Limits, Network
+from olcore.interfaces import Limits, Network, WorkerContext
 
 Port = Annotated[int, Meta(ge=0, le=65535)]
 Positive = Annotated[int, Meta(ge=1)]
@@ -345,6 +345,19 @@ def resolve(core: Config, file: Path) -> Config:
         package_find_links=core.package_find_links
         if "://" in core.package_find_links or not core.package_find_links
         else absolute(core.package_find_links),
+    )
+
+
+def worker_context(name: str, core: Config) -> WorkerContext:
+    """Say what a backend is told about the worker *name*, which *core*, resolved, configures."""
+    return WorkerContext(
+        cluster_name=core.cluster_name,
+        worker_name=name,
+        worker_dir=Path(core.worker_dir),
+        base_dir=Path(core.base_dir),
+        packages_dir=Path(core.packages_dir),
+        limits=core.limits,
+        network=core.network,
     )
 
 

@@ -9,12 +9,11 @@ import logging
 import os
 import shutil
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from olcore.cluster import WorkerDir
-from olcore.config import build_environment
+from olcore.config import build_environment, worker_context
 from olcore.errors import ClusterError, ConfigError
 from olcore.handlers.compiling import SandboxCompiler
 from olcore.handlers.manager import Manager, Options
@@ -26,7 +25,6 @@ from olcore.interfaces import (
     Registry,
     RegistryContext,
     SandboxPool,
-    WorkerContext,
     WorkerInfo,
     ZygotePool,
 )
@@ -43,59 +41,27 @@ _SHARE_PERCENT = 80
 """Of the machine's memory, for the instances of one worker unless configured otherwise."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Places:
-    """Every path of one worker, absolute."""
-
-    cluster_name: str
-    worker_dir: WorkerDir
-    registry_dir: Path
-    packages_dir: Path
-    base_dir: Path
-
-    @classmethod
-    def of(cls, config_file: Path, settings: Settings) -> Places:
-        """Work them out: a relative path is relative to the folder of the file that it stands in.
-
-        Args:
-            config_file: The worker's configuration; in a cluster it is ``config/<name>.json``.
-            settings: What it says.
-        """
-        folder = config_file.resolve().parent
-        root = folder.parent if folder.name == "config" else folder
-        core = settings.core
-        worker_dir = (
-            folder / core.worker_dir if core.worker_dir else root / "workers" / config_file.stem
-        )
-        return cls(
-            cluster_name=core.cluster_name or str(root),
-            worker_dir=WorkerDir(worker_dir),
-            registry_dir=folder / core.registry_dir,
-            packages_dir=folder / core.packages_dir,
-            base_dir=folder / core.base_dir,
-        )
-
-
 class Worker:
     """One worker process's parts, from ``start`` to ``stop``.
 
     Args:
-        config_file: Where *settings* were read from; its name is the worker's.
-        settings: The checked configuration.
+        name: Its name.
+        settings: The checked configuration, resolved.
         plugins: Loaded.
         url: Where it listens.
     """
 
-    def __init__(self, config_file: Path, settings: Settings, plugins: Plugins, url: str) -> None:
+    def __init__(self, name: str, settings: Settings, plugins: Plugins, url: str) -> None:
         core = settings.core
         self._settings = settings
         self._plugins = plugins
-        self._places = Places.of(config_file, settings)
+        self._context = worker_context(name, core)
+        self._folder = WorkerDir(self._context.worker_dir)
         self._gate = Gate()
         self._undo = AsyncExitStack()
         self.info = WorkerInfo(
-            cluster_name=self._places.cluster_name,
-            worker_name=self._places.worker_dir.name,
+            cluster_name=core.cluster_name,
+            worker_name=name,
             url=url,
             sandbox=core.sandbox,
             registry=core.registry,
@@ -122,14 +88,14 @@ class Worker:
                 scheduler=scheduler.make(self._settings.backends[core.scheduler]),
                 import_cache=await self._start_import_cache(undo, pool),
                 packages=await self._make_packages(undo, pool),
-                options=_options(self._settings, self._places),
-                worker_dir=self._places.worker_dir,
+                options=_options(core),
+                worker_dir=self._folder,
                 emit=self._plugins.emit,
             )
             await manager.start()
             undo.push_async_callback(manager.close, 0.0)
             access = self._access(registry)
-            app = make_app(manager, self.info, self._gate, _http_options(self._settings), access)
+            app = make_app(manager, self.info, self._gate, _http_options(core), access)
             self._undo = undo.pop_all()
         # What has been imported and made by now stays: without it a full collection costs a request some 20 ms.
         gc.collect()
@@ -152,7 +118,7 @@ class Worker:
         log.info("worker %s has stopped", self.info.worker_name)
 
     async def _own_folder(self, undo: AsyncExitStack) -> None:
-        worker_dir = self._places.worker_dir
+        worker_dir = self._folder
         worker_dir.root.mkdir(parents=True, exist_ok=True)
         lock = os.open(worker_dir.root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         undo.callback(os.close, lock)
@@ -172,39 +138,26 @@ class Worker:
     def _clean(self) -> None:
         core = self._settings.core
         backend = self._plugins.sandbox(core.sandbox)
-        context = self._context()
-        for removed in backend.clean(context, self._settings.backends[core.sandbox]):
+        for removed in backend.clean(self._context, self._settings.backends[core.sandbox]):
             log.info("removed what a predecessor left: %s", removed)
         self._clear_folders()
-        worker_dir = self._places.worker_dir
+        worker_dir = self._folder
         for folder in (worker_dir.handlers, worker_dir.code, worker_dir.backend(core.sandbox)):
             folder.mkdir(exist_ok=True)
-        self._places.packages_dir.mkdir(parents=True, exist_ok=True)
-        self._places.base_dir.mkdir(parents=True, exist_ok=True)
+        self._context.packages_dir.mkdir(parents=True, exist_ok=True)
+        self._context.base_dir.mkdir(parents=True, exist_ok=True)
 
     def _clear_folders(self) -> None:
-        worker_dir = self._places.worker_dir
+        worker_dir = self._folder
         for folder in (worker_dir.handlers, worker_dir.import_cache):
             if folder.is_dir():
                 # rmtree works through directory descriptors and follows no link that a handler may have put there.
                 shutil.rmtree(folder)
 
-    def _context(self) -> WorkerContext:
-        core = self._settings.core
-        return WorkerContext(
-            cluster_name=self._places.cluster_name,
-            worker_name=self._places.worker_dir.name,
-            worker_dir=self._places.worker_dir.root,
-            base_dir=self._places.base_dir,
-            packages_dir=self._places.packages_dir,
-            limits=core.limits,
-            network=core.network,
-        )
-
     async def _start_pool(self, undo: AsyncExitStack) -> SandboxPool:
         name = self._settings.core.sandbox
         backend = self._plugins.sandbox(name)
-        pool = backend.make(self._context(), self._settings.backends[name])
+        pool = backend.make(self._context, self._settings.backends[name])
         undo.push_async_callback(pool.close)
         await pool.start()
         return pool
@@ -212,7 +165,7 @@ class Worker:
     async def _start_registry(self, undo: AsyncExitStack) -> Registry:
         core = self._settings.core
         context = RegistryContext(
-            registry_dir=self._places.registry_dir,
+            registry_dir=Path(core.registry_dir),
             timeout_s=core.registry_timeout_s,
             max_bundle_mb=core.max_bundle_mb,
             max_bundle_files=core.max_bundle_files,
@@ -224,7 +177,7 @@ class Worker:
         return registry
 
     async def _make_packages(self, undo: AsyncExitStack, pool: SandboxPool) -> Packages:
-        packages_dir = self._places.packages_dir
+        packages_dir = self._context.packages_dir
         guest = await pool.probe()
         packages = Packages(
             packages_dir=packages_dir,
@@ -233,17 +186,16 @@ class Worker:
             guest=guest,
             options=package_options(self._settings.core),
             # None: the worker's own interpreter does it, in a tenth of the time.
-            compile_bytecode=None
-            if is_ours(guest)
-            else SandboxCompiler(pool, self._places.worker_dir),
+            compile_bytecode=None if is_ours(guest) else SandboxCompiler(pool, self._folder),
         )
         undo.push_async_callback(packages.close)
         return packages
 
     def _access(self, registry: Registry) -> RegistryAccess | None:
-        key = self._settings.core.api_key
-        options = _options(self._settings, self._places)
-        return RegistryAccess(registry=registry, api_key=key, options=options) if key else None
+        core = self._settings.core
+        if not core.api_key:
+            return None
+        return RegistryAccess(registry=registry, api_key=core.api_key, options=_options(core))
 
     async def _start_import_cache(
         self, undo: AsyncExitStack, pool: SandboxPool
@@ -258,7 +210,7 @@ class Worker:
                 hint="set import_cache to an empty text, or sandbox to one such as 'sock'",
             )
         backend = self._plugins.import_cache(name)
-        cache = backend.make(self._context(), self._settings.backends[name], pool)
+        cache = backend.make(self._context, self._settings.backends[name], pool)
         undo.push_async_callback(cache.close)
         await cache.start()
         return cache
@@ -272,8 +224,7 @@ def _is_locked(fd: int) -> bool:
     return True
 
 
-def _options(settings: Settings, places: Places) -> Options:
-    core = settings.core
+def _options(core: Config) -> Options:
     return Options(
         limits=core.limits,
         max_limits=core.max_limits,
@@ -287,7 +238,7 @@ def _options(settings: Settings, places: Places) -> Options:
         registry_cache_ms=core.registry_cache_ms,
         max_bundle_mb=core.max_bundle_mb,
         max_bundle_files=core.max_bundle_files,
-        packages_dir=places.packages_dir,
+        packages_dir=Path(core.packages_dir),
     )
 
 
@@ -306,8 +257,7 @@ def package_options(core: Config) -> PackageOptions:
     )
 
 
-def _http_options(settings: Settings) -> HttpOptions:
-    core = settings.core
+def _http_options(core: Config) -> HttpOptions:
     # A handler may ask for more than the default, up to the maximum; only the manager knows which handler it is.
     most = max(core.limits.max_body_mb, core.max_limits.max_body_mb)
     return HttpOptions(max_body_mb=most, cors=core.cors)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import shutil
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -13,11 +12,13 @@ from olcore import config
 from olcore.cli.common import worker_of
 from olcore.cluster import Cluster, WorkerDir
 from olcore.errors import OlcoreError
-from olcore.interfaces import WorkerContext
 from olcore.plugins import Kind, Plugins
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
+
+    from olcore.interfaces import WorkerContext
 
 log = logging.getLogger(__name__)
 
@@ -40,26 +41,13 @@ def clean(cluster: Cluster, name: str, plugins: Plugins) -> list[str]:
         )
         core = config.resolve(settings.core, cluster.root / "template.json")
         settings = config.Settings(core, settings.backends)
-    removed = list(_clean_backends(context_of(name, settings.core), settings, plugins))
+    removed = list(_clean_backends(config.worker_context(name, settings.core), settings, plugins))
     folder = WorkerDir(cluster.worker_dir(name))
     for path in (folder.handlers, folder.import_cache):
         _remove_tree(path)
     for path in (folder.process, cluster.worker_pid(name)):
         path.unlink(missing_ok=True)
     return [f"{name}: {line}" for line in removed]
-
-
-def context_of(name: str, core: config.Config) -> WorkerContext:
-    """Say what a backend is told about the worker that *core*, resolved, configures."""
-    return WorkerContext(
-        cluster_name=core.cluster_name,
-        worker_name=name,
-        worker_dir=Path(core.worker_dir),
-        base_dir=Path(core.base_dir),
-        packages_dir=Path(core.packages_dir),
-        limits=core.limits,
-        network=core.network,
-    )
 
 
 def _clean_backends(

@@ -36,7 +36,7 @@ def worker_exec(plugins: Plugins, file: Path) -> None:
     # Imported here, because no other command needs a server.
     from olcore import server
 
-    server.run(file.absolute(), settings, plugins)
+    server.run(file.stem, settings, plugins)
 
 
 def load(file: Path, plugins: Plugins) -> config.Settings:
