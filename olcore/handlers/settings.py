@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from olcore.errors import HandlerInvalidError
+from olcore.guest.loader import ENTRIES
 from olcore.interfaces import Limits, Network
 
 if TYPE_CHECKING:
@@ -24,9 +25,6 @@ log = logging.getLogger(__name__)
 
 FILE = "olcore.toml"
 OPENLAMBDA_FILE = "ol.yaml"
-
-ENTRIES = (("lambda_func.py", "handler"), ("f.py", "f"))
-"""What a handler that names no entry may consist of, the first that is there: olcore's form, and today's OpenLambda's."""
 
 _LARGEST_FILE = 1 << 16
 _REACH = (Network.NONE, Network.NAT, Network.HOST)
