@@ -122,7 +122,7 @@ class _Application(BaseApplication):  # type: ignore[misc]
             "worker_class": _WorkerProcess,
             "worker_connections": 65536,
             "asgi_loop": "uvloop",
-            "http_parser": "fast",
+            "http_parser": "auto",
             "timeout": _HEARTBEAT_S,
             "graceful_timeout": int(self.drain_s) + _CLOSING_S,
             "keepalive": _KEEPALIVE_S,
@@ -223,6 +223,8 @@ class _WorkerProcess(ASGIWorker):  # type: ignore[misc]
         self.handle_exit_signal()
 
     async def _serve(self) -> None:
+        if not ASGIProtocol._check_h1c_protocol_available():  # noqa: SLF001 -- gunicorn's, as in _Connection
+            log.info("HTTP is parsed in Python; pip install 'olcore[fast]' for the C parser")
         beat = asyncio.create_task(self._beat())
         try:
             self._watch_arbiter()
