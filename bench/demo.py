@@ -28,7 +28,7 @@ def main() -> None:
             command = ["curl", "-sS", "-X", "POST", f"localhost:{cluster.port}/runLambda/hello"]
             command += ["-d", BODY]
             print(f"$ {shlex.join(command)}")
-            print(_answer(command))
+            print(_answer(command) or post(connection, "hello", BODY.encode()).decode())
             times = []
             for _ in range(CALLS):
                 began = time.perf_counter()
@@ -41,8 +41,9 @@ def main() -> None:
 
 
 def _answer(command: list[str]) -> str:
+    """Run *command*; nothing comes back on a machine that has no curl."""
     if shutil.which(command[0]) is None:
-        return "(curl is not installed)"
+        return ""
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
