@@ -6,6 +6,7 @@ import re
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -14,7 +15,23 @@ from tests.integration.clusters import Cluster
 pytestmark = pytest.mark.kernel
 
 HEAD = b"POST /run/echo HTTP/1.1\r\nHost: a\r\n"
-ECHO = "def handler(event):\n    return event\n"
+
+
+@pytest.fixture(params=["parsed in C", "parsed in Python"])
+def wired(
+    cluster: Cluster,
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Cluster:
+    """A cluster with one worker, with or without the extra ``fast``, and a handler that echoes."""
+    if request.param == "parsed in Python":
+        (tmp_path / "gunicorn_h1c.py").write_text("raise ImportError\n")
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    cluster.start()
+    assert ("parsed in Python" in cluster.log()) is (request.param == "parsed in Python")
+    cluster.add("echo", "def handler(event):\n    return event\n")
+    return cluster
 
 
 class Client:
@@ -46,9 +63,8 @@ def post(body: bytes, more: bytes = b"") -> bytes:
     return HEAD + more + b"Content-Length: %d\r\n\r\n" % len(body) + body
 
 
-def test_connections_are_kept_closed_and_filled_as_clients_ask(running: Cluster) -> None:
-    running.add("echo", ECHO)
-    with connected(running) as client:
+def test_connections_are_kept_closed_and_filled_as_clients_ask(wired: Cluster) -> None:
+    with connected(wired) as client:
         client.connection.sendall(post(b"1") + post(b"2") + post(b"{"))
         assert [client.reply()[2] for _ in range(2)] == [b"1", b"2"]
         status, _, body = client.reply()
@@ -77,19 +93,17 @@ def test_connections_are_kept_closed_and_filled_as_clients_ask(running: Cluster)
         assert client.is_ended()
 
 
-def test_http_1_0_is_spoken(running: Cluster) -> None:
-    running.add("echo", ECHO)
-    with connected(running) as client:
+def test_http_1_0_is_spoken(wired: Cluster) -> None:
+    with connected(wired) as client:
         client.connection.sendall(post(b"1").replace(b"HTTP/1.1", b"HTTP/1.0"))
         assert client.reply()[2] == b"1"
         assert client.is_ended()
 
 
-def test_reply_has_the_same_headers_whichever_way_it_was_made(running: Cluster) -> None:
-    running.add("echo", ECHO)
+def test_reply_has_the_same_headers_whichever_way_it_was_made(wired: Cluster) -> None:
     replies = []
     for method in ("POST", "PUT"):  # the first is answered ahead of Falcon
-        with connected(running) as client:
+        with connected(wired) as client:
             client.connection.sendall(post(b"1").replace(b"POST", method.encode()))
             replies.append(client.reply()[1])
     assert replies[0].keys() == replies[1].keys()
