@@ -11,10 +11,10 @@ from olcore.errors import HandlerNotFoundError, SandboxUnavailableError
 from olcore.interfaces import SandboxPool
 from olcore.testing.fakes import FakePool, FakeRegistry
 from olcore.testing.rendezvous import Rig
-from olcore.testing.sandbox import ECHO, SandboxContract
+from olcore.testing.sandbox import ECHO, BareSandboxContract
 
 
-class TestFakeContract(SandboxContract):
+class TestFakeContract(BareSandboxContract):
     isolated = False  # plain processes of this user
 
     @pytest.fixture
