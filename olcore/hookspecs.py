@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import click
 
     from olcore.interfaces import (
+        BaseSource,
         DestroyReason,
         HandlerVersion,
         ImportCacheBackend,
@@ -79,6 +80,18 @@ def ol_import_cache_backends() -> Sequence[ImportCacheBackend[Any]]:
 
     Returns:
         Descriptions; a name that another backend of any kind has makes the later plugin broken.
+    """
+    raise NotImplementedError
+
+
+@hookspec
+def ol_base_sources() -> Sequence[BaseSource]:
+    """Describe where the root file system of a new cluster's sandboxes can come from, beside folders and tar archives.
+
+    Called once when ``olcore new --base`` is given. All answers count. Import nothing heavy: that belongs into ``open``.
+
+    Returns:
+        Descriptions; a scheme that an earlier plugin has makes the later plugin broken.
     """
     raise NotImplementedError
 

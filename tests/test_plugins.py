@@ -247,7 +247,8 @@ EVENTS: dict[str, dict[str, Any]] = {
 
 
 def test_every_event_is_known_here() -> None:
-    others = {name for name in hook_names() if name.endswith("_backends")} | {"ol_commands"}
+    offers = ("_backends", "_sources", "_commands")
+    others = {name for name in hook_names() if name.endswith(offers)}
     assert set(EVENTS) | others == set(hook_names())
 
 

@@ -191,7 +191,8 @@ def hook_names() -> list[str]:
 
 def hooks() -> str:
     """Make docs/reference/hooks.md."""
-    registration = [n for n in hook_names() if n.endswith("_backends") or n == "ol_commands"]
+    offers = ("_backends", "_sources", "_commands")
+    registration = [name for name in hook_names() if name.endswith(offers)]
     events = [name for name in hook_names() if name not in registration]
     parts = [_HOOKS, _REGISTRATION]
     parts += [_hook(name) for name in registration]

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 import click
 
 from olcore import config
+from olcore.cli import bases
 from olcore.cli.common import cluster_option, shown
 from olcore.cluster import FOLDERS, Cluster
 from olcore.errors import ClusterError
@@ -18,18 +19,28 @@ _PREFERRED = ("sock", "docker")
 
 @click.command()
 @cluster_option
+@click.option(
+    "--base",
+    metavar="WHAT",
+    default=bases.HOST,
+    show_default=True,
+    help="The root file system of sandboxes: docker:IMAGE, a folder, a tar archive, or this host's own.",
+)
 @click.pass_obj
-def new(plugins: Plugins, cluster: Cluster) -> None:
+def new(plugins: Plugins, cluster: Cluster, base: str) -> None:
     """Make a cluster: a folder with its configuration, handlers, packages and logs."""
     sandbox = pick_sandbox(plugins.names(Kind.SANDBOX))
     with ExitStack() as undo:
         make_folder(cluster, undo)
         template = config.defaults(plugins.sections()) | {"sandbox": sandbox}
         config.write(cluster.template, template)
+        filled = bases.fill(cluster.base, base, plugins) if base != bases.HOST else None
         undo.pop_all()
     print(f"Cluster directory: {cluster.root}")
     print(f"Worker defaults:   {cluster.template}")
     print(f"Handlers go into:  {cluster.registry}")
+    if filled:
+        print(f"Base:              {filled}")
     print(f"Sandbox:           {sandbox}{_warning(plugins, sandbox)}")
     print(f"Next: olcore workers --cluster {shown(cluster)}")
 

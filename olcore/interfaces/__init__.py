@@ -1,5 +1,6 @@
 """The contracts between the core and its plugins: abstract classes and frozen values, no behaviour."""
 
+from olcore.interfaces.bases import BaseArchive, BaseSource
 from olcore.interfaces.events import DestroyReason, InstanceInfo, Invocation, Outcome, WorkerInfo
 from olcore.interfaces.import_cache import ImportCache, ImportCacheBackend, Wanted, Wheel
 from olcore.interfaces.registry import (
@@ -41,6 +42,8 @@ from olcore.interfaces.scheduling import (
 )
 
 __all__ = [
+    "BaseArchive",
+    "BaseSource",
     "Create",
     "Death",
     "DeathCause",
