@@ -103,6 +103,10 @@ def _settle(root: Path) -> None:
                 path.unlink()
             elif mode & _OTHERS_WRITE_OR_SETUID:
                 path.chmod(stat.S_IMODE(mode) & ~_OTHERS_WRITE_OR_SETUID)
+    tmp = root / "tmp"
+    if tmp.is_dir() and not tmp.is_symlink():
+        # Every backend mounts its own there, and runc gives that the mode of what it lies on.
+        tmp.chmod(0o1777)
 
 
 def _packed(packer: subprocess.Popen[bytes], folder: Path, said: IO[bytes]) -> Iterator[bytes]:

@@ -112,6 +112,7 @@ class TestUnpacking:
             _tar(
                 ("su", {"mode": 0o6755}),
                 ("notes", {"mode": 0o666, "uid": 1000, "gid": 1000}),
+                ("spool", {"type": tarfile.DIRTYPE, "mode": 0o1777}),
                 ("tmp", {"type": tarfile.DIRTYPE, "mode": 0o1777}),
                 ("disk", {"type": tarfile.BLKTYPE, "devmajor": 8}),
                 ("pipe", {"type": tarfile.FIFOTYPE}),
@@ -119,7 +120,7 @@ class TestUnpacking:
             tmp_path / "base",
         )
         modes = {each.name: stat.S_IMODE(each.lstat().st_mode) for each in base.iterdir()}
-        assert modes == {"su": 0o755, "notes": 0o664, "tmp": 0o1775}
+        assert modes == {"su": 0o755, "notes": 0o664, "spool": 0o1775, "tmp": 0o1777}
         assert {each.stat().st_uid for each in base.iterdir()} == {0}
 
     def test_folders_that_the_archive_does_not_name_can_be_entered(self, tmp_path: Path) -> None:

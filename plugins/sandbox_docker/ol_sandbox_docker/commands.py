@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,7 +60,9 @@ def build(cluster: Path, pull: str | None) -> None:
         else:
             with _progress("importing this machine's Python", None) as report:
                 import_host(engine, settings.image, report)
-        info = probe(engine, settings, "ol-image-build", {"ol.type": "probe"})
+        # A name of its own, or one that was killed here would be in the way of the next.
+        name = f"ol-image-build-{secrets.token_hex(4)}"
+        info = probe(engine, settings, name, {"ol.type": "probe"})
     click.echo(f"Image: {settings.image}, with Python {info.python} ({info.machine}, {info.libc})")
 
 

@@ -7,18 +7,21 @@ Every method may raise:
 
 from __future__ import annotations
 
+import json
 import socket
 import threading
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import docker
 import requests
 from docker.errors import APIError, DockerException, NotFound
+from docker.utils import parse_repository_tag
 
 from olcore.errors import SandboxError, SandboxUnavailableError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
 Result = TypeVar("Result")
 
@@ -66,31 +69,45 @@ class Engine:
         except NoSuchThingError:
             return None
 
-    def import_image(self, tar: Iterable[bytes], name: str, changes: list[str]) -> str:
+    def import_image(self, tar: Iterable[bytes], name: str | None = None) -> str:
         """Make an image of one layer from the chunks of a tar archive, and return its id."""
-        repository, _, tag = name.partition(":")
+        repository, tag = split(name) if name else (None, None)
         said = self._call(
-            lambda api: api.import_image_from_data(
-                tar, repository=repository, tag=tag or "latest", changes=changes
-            )
+            lambda api: str(api.import_image_from_data(tar, repository=repository, tag=tag))
         )
-        return str(said).strip()
+        lines = [json.loads(line) for line in said.splitlines()]
+        for line in lines:
+            # It has answered 200 before it reads the archive.
+            if "error" in line:
+                raise SandboxError(f"Docker cannot import the archive: {line['error']}")
+        return str(lines[-1]["status"])
 
-    def pull(self, name: str) -> Iterable[dict[str, Any]]:
+    def pull(self, name: str) -> Iterator[dict[str, Any]]:
         """Pull an image, and yield what the engine says of its progress."""
-        repository, _, tag = name.partition(":")
+        repository, tag = split(name)
         stream: Iterable[dict[str, Any]] = self._call(
-            lambda api: api.pull(repository, tag=tag or "latest", stream=True, decode=True)
+            lambda api: api.pull(repository, tag=tag, stream=True, decode=True)
         )
-        for said in stream:
-            if "error" in said:
-                raise SandboxError(f"cannot pull {name!r}: {said['error']}")
-            yield said
+        with self._translated():
+            for said in stream:
+                if "error" in said:
+                    raise SandboxError(f"cannot pull {name!r}: {said['error']}")
+                yield said
 
     def tag(self, name: str, other: str) -> None:
         """Give the image *name* one more name."""
-        repository, _, tag = other.partition(":")
-        self._call(lambda api: api.tag(name, repository, tag or "latest"))
+        repository, tag = split(other)
+        self._call(lambda api: api.tag(name, repository, tag))
+
+    def remove_image(self, image: str) -> None:
+        """Remove an image."""
+        self._call(lambda api: api.remove_image(image, force=True))
+
+    def export(self, container: str) -> Iterator[bytes]:
+        """Yield the container's file system as the chunks of a tar archive."""
+        stream: Iterable[bytes] = self._call(lambda api: api.export(container))
+        with self._translated():
+            yield from stream
 
     def create(self, name: str, config: dict[str, Any]) -> str:
         """Create a container from the engine's own JSON, and return its id."""
@@ -172,9 +189,14 @@ class Engine:
             return self._client
 
     def _call(self, ask: Callable[[Any], Result]) -> Result:
-        try:
+        with self._translated():
             self._knock()
             return ask(self._connected())
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
         except NotFound as error:
             raise NoSuchThingError(f"Docker: {error.explanation}") from error
         except APIError as error:
@@ -186,3 +208,9 @@ class Engine:
                 hint="start the engine, or set docker.base_url",
                 retry_after_s=1.0,
             ) from error
+
+
+def split(name: str) -> tuple[str, str]:
+    """Part an image's name from its tag or digest; a colon before the last slash belongs to a registry's port."""
+    repository, tag = parse_repository_tag(name)
+    return repository, tag or "latest"

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import sysconfig
 import tarfile
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -44,20 +45,26 @@ def import_folder(engine: Engine, root: Path, name: str, progress: Progress) -> 
     """Import the root file system in *root* as the image *name*, and return the image's id.
 
     Raises:
-        SandboxError: It cannot be read, or the engine refuses.
+        SandboxError: It cannot be read, or the engine refuses; *name* is as it was.
     """
     tar = ["tar", "--numeric-owner", "--one-file-system", "-C", str(root), "-c", "."]
-    with subprocess.Popen(tar, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as packing:
-        assert packing.stdout is not None and packing.stderr is not None  # noqa: S101, PT018 - both are pipes
-        image = engine.import_image(_chunks(packing.stdout, progress), name, [])
-        said = packing.stderr.read().decode(errors="replace").strip()
-    if packing.returncode != 0:
-        raise SandboxError(f"cannot read {str(root)!r}: {said}")
-    return image
+    # A file takes all that tar may have to say; a pipe that nobody reads meanwhile would stop it.
+    with (
+        tempfile.TemporaryFile() as said,
+        subprocess.Popen(tar, stdout=subprocess.PIPE, stderr=said) as packing,
+    ):
+        assert packing.stdout is not None  # noqa: S101 - it is a pipe
+        image = engine.import_image(_chunks(packing.stdout, progress))
+        if packing.wait() == 0:
+            return _named(engine, image, name)
+        engine.remove_image(image)
+        said.seek(0)
+        reason = said.read().decode(errors="replace").strip()
+    raise SandboxError(f"cannot read {str(root)!r}: {reason}")
 
 
 def import_host(engine: Engine, name: str, progress: Progress) -> str:
-    """Import this machine's own Python, with what it needs and nothing else, as the image *name*."""
+    """Import this machine's own Python, with what it needs and nothing else, as the image *name*; fails as the above."""
     reader, writer = os.pipe()
     packer = subprocess.Popen(
         [sys.executable, "-c", f"import {__name__} as image; image.pack_host({writer})"],
@@ -65,9 +72,16 @@ def import_host(engine: Engine, name: str, progress: Progress) -> str:
     )
     os.close(writer)
     with packer, open(reader, "rb") as stream:  # noqa: PTH123 - a descriptor
-        image = engine.import_image(_chunks(stream, progress), name, [])
-    if packer.returncode != 0:
-        raise SandboxError("cannot pack this machine's Python; see above")
+        image = engine.import_image(_chunks(stream, progress))
+    if packer.returncode == 0:
+        return _named(engine, image, name)
+    engine.remove_image(image)
+    raise SandboxError("cannot pack this machine's Python; see above")
+
+
+def _named(engine: Engine, image: str, name: str) -> str:
+    # Only now, so that half an archive never takes the place of an image that works.
+    engine.tag(image, name)
     return image
 
 

@@ -6,10 +6,17 @@ from typing import TYPE_CHECKING, Any
 
 from ol_sandbox_docker.settings import DockerSettings
 from olcore import hookimpl
-from olcore.interfaces import SandboxBackend, SandboxPool, WorkerContext
+from olcore.interfaces import (
+    BaseArchive,
+    BaseSource,
+    SandboxBackend,
+    SandboxPool,
+    WorkerContext,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from contextlib import AbstractContextManager
 
     import click
 
@@ -22,7 +29,12 @@ def _make(context: WorkerContext, settings: DockerSettings) -> SandboxPool:
 
 
 def _why_unusable(settings: DockerSettings) -> str | None:
-    from ol_sandbox_docker.usable import why_unusable
+    try:
+        from ol_sandbox_docker.usable import why_unusable
+    except ModuleNotFoundError as error:
+        return (
+            f"Docker's client is not whole: {error}; pip install --force-reinstall docker requests"
+        )
 
     return why_unusable(settings)
 
@@ -45,6 +57,20 @@ def ol_sandbox_backends() -> Sequence[SandboxBackend[Any]]:
             why_unusable=_why_unusable,
             clean=_clean,
         )
+    ]
+
+
+def _open(image: str) -> AbstractContextManager[BaseArchive]:
+    from ol_sandbox_docker.dump import exported
+
+    return exported(image)
+
+
+@hookimpl
+def ol_base_sources() -> Sequence[BaseSource]:
+    """Offer ``docker:IMAGE``."""
+    return [
+        BaseSource(scheme="docker", summary="an image of this machine's Docker engine", open=_open)
     ]
 
 

@@ -9,8 +9,8 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from ol_sandbox_docker import network, scratch
-from ol_sandbox_docker.containers import Folders, config, labels, tag
-from ol_sandbox_docker.engine import Engine
+from ol_sandbox_docker.containers import Folders, config, labels, network_name, tag
+from ol_sandbox_docker.engine import Engine, NoSuchThingError
 from ol_sandbox_docker.launch import started
 from ol_sandbox_docker.probe import probe
 from ol_sandbox_docker.sandbox import DockerSandbox, Parts, Threads
@@ -93,6 +93,21 @@ class DockerPool(SandboxPool):
         if spec.network is Network.NAT:
             await self._make_network()
         await self._remove_leftovers()
+        try:
+            return await self._create(spec)
+        except NoSuchThingError as error:
+            if await self._threads.run(self._engine.image, self._settings.image) is None:
+                raise SandboxError(
+                    error.message, hint=f"make {self._settings.image!r} with 'olcore image build'"
+                ) from error
+            if spec.network is not Network.NAT or await self._threads.run(self._find_network):
+                raise
+            # Somebody has removed our network, with `docker network prune` perhaps.
+            self._has_network = False
+            await self._make_network()
+            return await self._create(spec)
+
+    async def _create(self, spec: SandboxSpec) -> Sandbox:
         slot = self.warm.take(spec)
         launching = asyncio.ensure_future(self._threads.run(self._launch, spec, slot))
         try:
@@ -142,6 +157,10 @@ class DockerPool(SandboxPool):
                 self._to_remove.add(container)
                 return
             await self._threads.run(self.warm.release, container)
+
+    def _find_network(self) -> bool:
+        name = network_name(self._context)
+        return any(each["Name"] == name for each in self._engine.networks(labels(self._context)))
 
     def _remove_networks_of_before(self) -> None:
         network.remove(self._engine, self._context)

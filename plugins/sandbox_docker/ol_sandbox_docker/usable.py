@@ -17,9 +17,11 @@ _QUICK_S = 5.0
 
 def why_unusable(settings: DockerSettings) -> str | None:
     """Ask the engine for what sandboxes need; ``None`` when all is there."""
-    reason = _why_no_engine(settings.base_url)
+    reason = why_no_engine(settings.base_url)
     if reason is not None:
         return reason
+    if os.geteuid() != 0:
+        return "scratch folders are bounded by mounts: run the worker as root"
     engine = Engine(settings.base_url, _QUICK_S)
     try:
         info = engine.info()
@@ -32,14 +34,13 @@ def why_unusable(settings: DockerSettings) -> str | None:
         engine.close()
 
 
-def _why_no_engine(base_url: str) -> str | None:
+def why_no_engine(base_url: str) -> str | None:
+    """Say why nobody answers at *base_url*; ``None`` when somebody listens there."""
     if not base_url.startswith(SCHEME):
         return (
             f"docker.base_url is {base_url!r}: the engine must map this machine's folders, so it must be "
             f"reached over a Unix socket ({SCHEME}/var/run/docker.sock)"
         )
-    if os.geteuid() != 0:
-        return "scratch folders are bounded by mounts: run the worker as root"
     path = base_url.removeprefix(SCHEME)
     with socket.socket(socket.AF_UNIX) as probe:
         probe.settimeout(_QUICK_S)

@@ -122,7 +122,7 @@ def engine(rootfs: Path) -> Iterator[PrivateEngine]:
         private.start()
         with rootfs.open("rb") as tar:
             client = Engine(private.settings.base_url, START_S)
-            client.import_image(iter(lambda: tar.read(1 << 20), b""), IMAGE, [])
+            client.import_image(iter(lambda: tar.read(1 << 20), b""), IMAGE)
             client.close()
         yield private
 

@@ -13,12 +13,13 @@ import pytest
 from click.testing import CliRunner
 
 from ol_sandbox_docker.commands import image, read
-from ol_sandbox_docker.image import host_files
+from ol_sandbox_docker.engine import Engine
+from ol_sandbox_docker.image import host_files, import_folder
 from ol_sandbox_docker.pool import DockerPool
 from ol_sandbox_docker.settings import DockerSettings
 from olcore.errors import ClusterError, ConfigError, SandboxError
 from olcore.interfaces import WorkerContext
-from olcore.testing.rendezvous import Rig
+from olcore.testing.rendezvous import DEADLINE_S, Rig
 from olcore.testing.sandbox import ECHO, SandboxFixtures
 
 
@@ -83,6 +84,51 @@ class TestWithAnEngine(SandboxFixtures):
         finally:
             await rig.close()
             await pool.close()
+
+    async def test_an_image_that_is_gone_names_what_makes_it(
+        self, own: DockerSettings, tmp_path: Path, context: WorkerContext, settings: DockerSettings
+    ) -> None:
+        engine = Engine(own.base_url, DEADLINE_S)
+        engine.tag(settings.image, own.image)
+        pool = DockerPool(context, own)
+        await pool.start()
+        engine.remove_image(own.image)
+        engine.close()
+        rig = Rig(pool, tmp_path)
+        with pytest.raises(SandboxError, match="No such image") as caught:
+            await rig.run(ECHO)
+        assert "olcore image build" in str(caught.value.hint)
+        await rig.close()
+        await pool.close()
+
+    async def test_a_tmp_that_an_image_brings_can_be_written_to(
+        self, own: DockerSettings, tmp_path: Path, context: WorkerContext, rootfs: Path
+    ) -> None:
+        cluster = tmp_path / "cluster"
+        chosen = json.dumps({"docker": msgspec.to_builtins(own)})
+        for command in (["new", "--base", str(rootfs)], ["setconf", chosen]):
+            subprocess.run(
+                [sys.executable, "-m", "olcore", *command, "--cluster", cluster], check=True
+            )
+        _build(cluster)
+        pool = DockerPool(context, own)
+        await pool.start()
+        rig = Rig(pool, tmp_path)
+        source = "def handler(event):\n    return open('/tmp/file', 'w').write(event)\n"
+        assert await (await rig.run(source)).call("well") == 4
+        await rig.close()
+        await pool.close()
+
+    def test_a_base_that_cannot_be_read_leaves_the_image_that_there_was(
+        self, own: DockerSettings, tmp_path: Path, settings: DockerSettings
+    ) -> None:
+        engine = Engine(own.base_url, DEADLINE_S)
+        engine.tag(settings.image, own.image)
+        before = engine.image(own.image)
+        with pytest.raises(SandboxError, match=r"cannot read '.*none'.*No such file"):
+            import_folder(engine, tmp_path / "none", own.image, lambda _count: None)
+        assert engine.image(own.image) == before
+        engine.close()
 
     async def test_an_empty_base_gives_this_machine_s_python(
         self, own: DockerSettings, tmp_path: Path, context: WorkerContext

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 
 from ol_sandbox_docker.containers import Folders, config, network_name, tmpfs_options
+from ol_sandbox_docker.engine import split
 from ol_sandbox_docker.network import rules
+from ol_sandbox_docker.plugin import ol_sandbox_backends
 from ol_sandbox_docker.sandbox import death_of, usage_of
 from ol_sandbox_docker.settings import DockerSettings
 from ol_sandbox_docker.usable import why_runtime_unusable
@@ -122,3 +125,27 @@ def test_only_what_waits_ahead_sees_later_mounts(context: WorkerContext) -> None
     host = config(context, DockerSettings(), folders, Limits(), Network.NONE)["HostConfig"]
     later = {m["Target"] for m in host["Mounts"] if m["BindOptions"]["Propagation"] == "rslave"}
     assert later == {"/handler", "/host"}
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("olcore", ("olcore", "latest")),
+        ("python:3.12-slim", ("python", "3.12-slim")),
+        ("localhost:5000/python", ("localhost:5000/python", "latest")),
+        ("localhost:5000/python:3", ("localhost:5000/python", "3")),
+        ("python@sha256:00ff", ("python", "sha256:00ff")),
+    ],
+)
+def test_the_port_of_a_registry_is_no_tag(name: str, parts: tuple[str, str]) -> None:
+    assert split(name) == parts
+
+
+def test_a_client_that_is_not_whole_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "docker", None)
+    for name in ("usable", "engine"):
+        monkeypatch.delitem(sys.modules, f"ol_sandbox_docker.{name}", raising=False)
+    (backend,) = ol_sandbox_backends()
+    said = str(backend.why_unusable(DockerSettings()))
+    assert "docker" in said
+    assert "pip install" in said

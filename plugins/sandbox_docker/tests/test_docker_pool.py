@@ -115,6 +115,18 @@ class TestDockerNetworks(WithDocker):
         assert f"-A INPUT -i {bridge} -j DROP" in rules
         assert f"! -o {bridge} -j MASQUERADE" in rules
 
+    async def test_a_network_that_somebody_removed_is_made_again(
+        self, rig: Rig, context: WorkerContext, settings: DockerSettings
+    ) -> None:
+        first = await rig.run(ECHO, network=Network.NAT)
+        await first.sandbox.destroy()
+        engine = Engine(settings.base_url, DEADLINE_S)
+        assert engine.remove_network(network_name(context))
+        engine.close()
+        assert await (await rig.run(ECHO, network=Network.NAT)).call("again") == "again"
+        rules = subprocess.run(["iptables-save"], check=True, capture_output=True, text=True).stdout
+        assert rules.count(f"-A INPUT -i {network_name(context)} -j DROP") == 1
+
     async def test_none_has_loopback_only(self, rig: Rig) -> None:
         instance = await rig.run(
             "import socket\ndef handler(event):\n"
