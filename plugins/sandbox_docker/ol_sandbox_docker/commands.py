@@ -48,10 +48,13 @@ def build(cluster: Path, pull: str | None) -> None:
     from ol_sandbox_docker.engine import Engine
     from ol_sandbox_docker.image import import_folder, import_host, size_of
     from ol_sandbox_docker.probe import probe
+    from ol_sandbox_docker.usable import why_runtime_unusable
 
     base, settings = read(cluster)
     with closing(Engine(settings.base_url, settings.timeout_s)) as engine:
-        engine.ping()  # before anything is packed for it
+        # Before anything is packed for it.
+        if (reason := why_runtime_unusable(settings.runtime, engine.info())) is not None:
+            raise SandboxError(reason)
         if pull is not None:
             _pull(engine, pull, settings.image)
         elif base.is_dir() and any(base.iterdir()):

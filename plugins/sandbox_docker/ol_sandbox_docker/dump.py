@@ -7,7 +7,7 @@ import secrets
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING
 
-from ol_sandbox_docker.engine import Engine
+from ol_sandbox_docker.engine import SCHEME, Engine
 from ol_sandbox_docker.settings import DockerSettings
 from ol_sandbox_docker.usable import why_no_engine
 from olcore.errors import SandboxError, SandboxUnavailableError
@@ -27,6 +27,11 @@ def exported(image: str) -> Iterator[BaseArchive]:
     defaults = DockerSettings()
     # A cluster that is being made has no settings yet; Docker's own programs look here too.
     url = os.environ.get("DOCKER_HOST") or defaults.base_url
+    if not url.startswith(SCHEME):
+        raise SandboxError(
+            f"DOCKER_HOST is {url!r}, and no Unix socket",
+            hint="docker create IMAGE none; docker export CONTAINER >rootfs.tar; olcore new --base rootfs.tar",
+        )
     if (reason := why_no_engine(url)) is not None:
         raise SandboxUnavailableError(
             reason, hint="the variable DOCKER_HOST names another engine, as unix:///path"

@@ -64,6 +64,8 @@ class Engine:
 
     def image(self, name: str) -> dict[str, Any] | None:
         """Describe the image, or return ``None`` when there is none of that name."""
+        if not name:
+            return None  # which the client would take for a mistake of ours
         try:
             return self._call(lambda api: dict(api.inspect_image(name)))
         except NoSuchThingError:
@@ -100,8 +102,8 @@ class Engine:
         self._call(lambda api: api.tag(name, repository, tag))
 
     def remove_image(self, image: str) -> None:
-        """Remove an image."""
-        self._call(lambda api: api.remove_image(image, force=True))
+        """Remove an image, unless a container uses it."""
+        self._call(lambda api: api.remove_image(image))
 
     def export(self, container: str) -> Iterator[bytes]:
         """Yield the container's file system as the chunks of a tar archive."""

@@ -80,9 +80,24 @@ def import_host(engine: Engine, name: str, progress: Progress) -> str:
 
 
 def _named(engine: Engine, image: str, name: str) -> str:
-    # Only now, so that half an archive never takes the place of an image that works.
-    engine.tag(image, name)
+    """Give a whole image its name; half an archive never takes the place of an image that works."""
+    try:
+        before = engine.image(name)
+        engine.tag(image, name)
+    except SandboxError:
+        engine.remove_image(image)
+        raise
+    if before is not None and before["Id"] != image:
+        _remove_nameless(engine, before["Id"])
     return image
+
+
+def _remove_nameless(engine: Engine, image: str) -> None:
+    found = engine.image(image)
+    # One that has another name is somebody's; and one that containers use is refused, and goes with `docker image prune`.
+    if found is not None and not found["RepoTags"]:
+        with suppress(SandboxError):
+            engine.remove_image(image)
 
 
 def pack_host(fd: int) -> None:

@@ -28,7 +28,6 @@ from olcore.interfaces import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
     from ol_sandbox_docker.settings import DockerSettings
@@ -173,20 +172,29 @@ class DockerPool(SandboxPool):
 
 
 def clean(context: WorkerContext, settings: DockerSettings) -> list[str]:
-    """Remove what a dead worker of that name left: containers, its network and rules, scratch mounts."""
+    """Remove what a dead worker of that name left: containers, its network and rules, scratch mounts.
+
+    Raises:
+        SandboxUnavailableError: The engine is away; all that does not need it has been removed.
+    """
     engine = Engine(settings.base_url, settings.timeout_s)
     removed: list[str] = []
-    steps: list[Callable[[], list[str]]] = [
-        lambda: _remove_containers(engine, context),
-        lambda: network.remove(engine, context),
-    ]
+    away: SandboxUnavailableError | None = None
     try:
-        for step in steps:
-            with suppress(SandboxUnavailableError):  # no engine, so none of its containers runs
-                removed += step()
+        removed += _remove_containers(engine, context)
+        removed += network.remove(engine, context)
+    except SandboxUnavailableError as error:
+        away = error
     finally:
         engine.close()
-    return [*removed, *scratch.clean(context.worker_dir)]
+    removed += scratch.clean(context.worker_dir)
+    if away is not None:
+        # The rules stay with the network: they are what keeps it from this host when the engine is back.
+        raise SandboxUnavailableError(
+            f"{away.message}; what it may have of this worker goes with the next 'olcore kill' when it is back",
+            hint=away.hint,
+        ) from away
+    return removed
 
 
 def _remove_containers(engine: Engine, context: WorkerContext) -> list[str]:

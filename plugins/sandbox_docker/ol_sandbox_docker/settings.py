@@ -13,9 +13,9 @@ class DockerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
     base_url: str = "unix:///var/run/docker.sock"
     """The engine's Unix socket; a remote engine cannot map this machine's folders."""
-    image: str = "olcore"
+    image: Annotated[str, Meta(min_length=1)] = "olcore"
     """The image that sandboxes start from; ``olcore image build`` makes it."""
-    python: str = "python3"
+    python: Annotated[str, Meta(min_length=1)] = "python3"
     """The interpreter inside the image: a name on its PATH, or a path."""
     runtime: str = ""
     """An OCI runtime that the engine knows, such as ``runsc``; empty means the engine's default."""

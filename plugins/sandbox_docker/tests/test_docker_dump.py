@@ -65,6 +65,17 @@ def test_an_engine_that_is_not_there_is_named(tmp_path: Path) -> None:
     assert "DOCKER_HOST" in done.stderr
 
 
+def test_an_engine_of_another_machine_is_refused_with_another_way(tmp_path: Path) -> None:
+    done = _new(tmp_path / "cluster", "docker:debian", "tcp://127.0.0.1:1")
+    assert done.returncode == 1
+    assert "DOCKER_HOST is 'tcp://127.0.0.1:1', and no Unix socket" in done.stderr
+    assert "docker export" in done.stderr
+
+
+def test_an_image_without_a_name_is_not_there(settings: DockerSettings, tmp_path: Path) -> None:
+    assert "has no image ''" in _new(tmp_path / "c", "docker:", settings.base_url).stderr
+
+
 def test_an_engine_that_dies_half_way_says_so_and_keeps_nothing(
     engine: Any, settings: DockerSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -130,6 +130,25 @@ class TestWithAnEngine(SandboxFixtures):
         assert engine.image(own.image) == before
         engine.close()
 
+    def test_building_again_leaves_no_image_behind_and_no_name_of_others(
+        self, own: DockerSettings, tmp_path: Path, settings: DockerSettings
+    ) -> None:
+        engine = Engine(own.base_url, DEADLINE_S)
+        (tmp_path / "tree").mkdir()
+        import_folder(engine, tmp_path / "tree", own.image, lambda _count: None)
+        first = engine.image(own.image)
+        engine.tag(settings.image, own.image)
+        import_folder(engine, tmp_path / "tree", own.image, lambda _count: None)
+        second = engine.image(own.image)
+        assert first is not None
+        assert second is not None
+        assert engine.image(settings.image) is not None
+        import_folder(engine, tmp_path / "tree", own.image, lambda _count: None)
+        assert engine.image(second["Id"]) is None
+        with pytest.raises(SandboxError, match="invalid reference"):
+            import_folder(engine, tmp_path / "tree", "No Name", lambda _count: None)
+        engine.close()
+
     async def test_an_empty_base_gives_this_machine_s_python(
         self, own: DockerSettings, tmp_path: Path, context: WorkerContext
     ) -> None:

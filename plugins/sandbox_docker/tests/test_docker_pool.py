@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from ol_sandbox_docker import mounts, network
+from ol_sandbox_docker import mounts, network, scratch
 from ol_sandbox_docker.containers import labels, network_name
 from ol_sandbox_docker.engine import Engine
 from ol_sandbox_docker.pool import DockerPool, clean
@@ -239,10 +239,14 @@ class TestLeftovers(WithDocker):
         await rig.close()
         await dead.close()
 
-    def test_clean_without_an_engine_does_nothing(
+    def test_clean_without_an_engine_unmounts_and_says_what_may_be_left(
         self, context: WorkerContext, tmp_path: Path
     ) -> None:
-        assert clean(context, DockerSettings(base_url=f"unix://{tmp_path}/none.sock")) == []
+        folder = context.worker_dir / "scratch"
+        scratch.make(folder, 1)
+        with pytest.raises(SandboxUnavailableError, match="goes with the next 'olcore kill'"):
+            clean(context, DockerSettings(base_url=f"unix://{tmp_path}/none.sock"))
+        assert not folder.exists()
 
 
 class TestLostEngine(WithDocker):
