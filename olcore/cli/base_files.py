@@ -86,7 +86,7 @@ def unpack(archive: BaseArchive, target: Path, report: Callable[[int], None]) ->
                 pipe.write(chunk)
                 report(len(chunk))
         if tar.wait() != 0:
-            raise ClusterError(f"cannot unpack the base: {_reason(said)}")
+            raise ClusterError(f"cannot unpack the base: {_reason(tar, said)}")
     _settle(target)
 
 
@@ -114,7 +114,7 @@ def _packed(packer: subprocess.Popen[bytes], folder: Path, said: IO[bytes]) -> I
     yield from _chunks(packer.stdout)
     # 1: a file changed while it was read; the folder may be a system that runs.
     if packer.wait() not in {0, 1}:
-        raise ClusterError(f"cannot read {str(folder)!r}: {_reason(said)}")
+        raise ClusterError(f"cannot read {str(folder)!r}: {_reason(packer, said)}")
 
 
 def _stdin_of(process: subprocess.Popen[bytes]) -> IO[bytes]:
@@ -136,9 +136,9 @@ def _size_of(folder: Path) -> int:
     return total
 
 
-def _reason(said: IO[bytes]) -> str:
+def _reason(tar: subprocess.Popen[bytes], said: IO[bytes]) -> str:
     said.seek(0)
     lines = said.read().decode(errors="replace").splitlines()
     # What comes after the first fault follows from it.
     told = [line for line in lines if line and "Removing leading" not in line]
-    return (told or ["tar says nothing"])[0].removeprefix("tar: ")
+    return (told or [f"tar ended with status {tar.returncode}"])[0].removeprefix("tar: ")
