@@ -10,13 +10,21 @@ from typing import TYPE_CHECKING, Any
 from olcore.errors import SandboxError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ol_sandbox_docker.engine import Engine
 
 
-def started(engine: Engine, name: str, described: dict[str, Any]) -> tuple[str, int]:
+def started(
+    engine: Engine, name: str, described: dict[str, Any], left: Callable[[str], object]
+) -> tuple[str, int]:
     """Create and start a container; returns its id, and a pidfd of its first process.
 
-    Nothing is left when it fails and the engine still answers.
+    Args:
+        engine: Where.
+        name: Of the container.
+        described: The engine's own JSON.
+        left: Called with the id of a container that could not be started, nor removed.
 
     Raises:
         SandboxError: The engine refuses.
@@ -27,10 +35,17 @@ def started(engine: Engine, name: str, described: dict[str, Any]) -> tuple[str, 
         state = engine.inspect(container)["State"]
         pidfd = _held(container, int(state["Pid"])) if state["Pid"] else None
     except BaseException:
-        with suppress(SandboxError):  # the engine is away: clean finds it by its label
-            engine.remove(container)
+        remove(engine, container, left)
         raise
     return container, _ended() if pidfd is None else pidfd
+
+
+def remove(engine: Engine, container: str, left: Callable[[str], object]) -> None:
+    """Kill and remove a container; *left* is called with its id when the engine is away."""
+    try:
+        engine.remove(container)
+    except SandboxError:
+        left(container)
 
 
 def _held(container: str, pid: int) -> int | None:

@@ -50,7 +50,8 @@ class DockerPool(SandboxPool):
         self._network_lock = asyncio.Lock()
         self._closed = False
         folder = context.worker_dir / "docker" / "warm"
-        self.warm = WarmPool(context, settings, self._engine, self._threads, folder)
+        left = self._to_remove.add
+        self.warm = WarmPool(context, settings, self._engine, self._threads, folder, left)
         self._parts = Parts(self._engine, self._threads, self.warm.release, self._forget)
 
     async def start(self) -> None:
@@ -134,7 +135,7 @@ class DockerPool(SandboxPool):
         described["Labels"] |= {"ol.handler": spec.handler, "ol.instance": spec.id}
         # The engine's own rule for names.
         name = re.sub(r"[^A-Za-z0-9_.-]", "-", f"ol-{tag(self._context)}-{spec.id}")
-        return started(self._engine, name, described)
+        return started(self._engine, name, described, self._to_remove.add)
 
     def _discard(self, launched: asyncio.Future[tuple[str, int]]) -> None:
         if not launched.cancelled() and launched.exception() is None:

@@ -21,10 +21,12 @@ from typing import TYPE_CHECKING
 
 from ol_sandbox_docker import mounts
 from ol_sandbox_docker.containers import Folders, config, tag
-from ol_sandbox_docker.launch import started
+from ol_sandbox_docker.launch import remove, started
 from olcore.errors import SandboxError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ol_sandbox_docker.engine import Engine
     from ol_sandbox_docker.sandbox import Threads
     from ol_sandbox_docker.settings import DockerSettings
@@ -54,6 +56,7 @@ class WarmPool:
 
     Args:
         folder: For the mounts; made by ``start``, removed by ``close``.
+        left: Called in a thread with the id of a dead container that could not be removed.
     """
 
     def __init__(
@@ -63,12 +66,15 @@ class WarmPool:
         engine: Engine,
         threads: Threads,
         folder: Path,
+        left: Callable[[str], object],
     ) -> None:
         self._context = context
         self._settings = settings
         self._engine = engine
         self._threads = threads
         self._folder = folder
+        self._left = left
+        self._is_failing = False
         self._slots: deque[Slot] = deque()
         self._in_use: dict[str, Slot] = {}
         self._numbers = itertools.count()
@@ -117,8 +123,7 @@ class WarmPool:
             os.write(slot.go, b"g")
         except BaseException:
             os.close(slot.pidfd)
-            with suppress(SandboxError):  # the engine is away: clean finds it by its label
-                self._engine.remove(slot.container)
+            remove(self._engine, slot.container, self._left)
             self.release(slot.container)
             raise
 
@@ -165,13 +170,16 @@ class WarmPool:
                 self._slots.append(await asyncio.shield(making))
             except SandboxError as error:
                 # The next request finds none ready, creates its own, and meets the reason itself.
-                _log.warning("cannot start a container ahead: %s", error)
+                if not self._is_failing:  # said once: each request tries again
+                    _log.warning("cannot start a container ahead: %s", error)
+                self._is_failing = True
                 return
             except asyncio.CancelledError:
                 # A thread cannot be cancelled: what it makes must be removed all the same.
                 with suppress(SandboxError):
                     self._slots.append(await making)
                 raise
+            self._is_failing = False
         self._full.set()
 
     def _make(self, number: int) -> Slot:
@@ -193,7 +201,7 @@ class WarmPool:
                 self._context, self._settings, folders, self._context.limits, self._context.network
             )
             name = f"ol-{tag(self._context)}-warm-{number}"
-            container, pidfd = started(self._engine, name, described)
+            container, pidfd = started(self._engine, name, described, self._left)
         except BaseException:
             os.close(go)
             shutil.rmtree(folder, ignore_errors=True)
@@ -202,6 +210,5 @@ class WarmPool:
 
     def _drop(self, slot: Slot) -> None:
         os.close(slot.pidfd)
-        with suppress(SandboxError):  # the engine is away: clean finds it by its label
-            self._engine.remove(slot.container)
+        remove(self._engine, slot.container, self._left)
         self.release(slot.container)

@@ -188,6 +188,22 @@ class TestWarmContainers(SandboxFixtures):
         for number in range(3):
             assert await (await rig.run(ECHO)).call(number) == number
 
+    async def test_those_that_waited_when_the_engine_stopped_are_removed_when_it_is_back(
+        self, rig: Rig, context: WorkerContext, settings: DockerSettings, engine: Any
+    ) -> None:
+        engine.stop()
+        try:
+            with pytest.raises(SandboxUnavailableError):
+                await rig.run(ECHO)
+        finally:
+            engine.start()
+        assert await (await rig.run(ECHO)).call("back") == "back"
+        await rig.close()
+        await rig.pool.close()
+        client = Engine(settings.base_url, DEADLINE_S)
+        assert client.containers(labels(context)) == []
+        client.close()
+
     async def test_more_than_are_warm_works(self, rig: Rig) -> None:
         for number in range(4):
             assert await (await rig.run(ECHO)).call(number) == number
