@@ -165,7 +165,10 @@ class S3Registry(Registry):
             condition: dict[str, str] = {}
             if if_version is not None:
                 present = self._present(name, if_version)
-                condition = {"IfMatch": present.etag} if present else {"IfNoneMatch": "*"}
+                if present is None:
+                    condition = {"IfNoneMatch": "*"}
+                elif present.etag:
+                    condition = {"IfMatch": present.etag}
             store.store(key, bundle, condition)
             return store.find(key)
 

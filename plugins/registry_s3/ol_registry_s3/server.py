@@ -101,9 +101,9 @@ def _command(context: ServerContext, server: str) -> list[str]:
                 "the S3 server 'nanio' is not installed",
                 hint="pip install 'ol-registry-s3[server]', or set s3.server to minio, weed or a command",
             )
-        command = [sys.executable, "-P", "-m", "nanio", "serve", "--workers", "1"]
-        command += ["--no-access-log", "--region", _REGION, "--host", context.host]
-        return [*command, "--port", str(context.port), "--data-dir", str(context.folder)]
+        command = [sys.executable, "-P", "-m", "ol_registry_s3.nanio_server", str(context.folder)]
+        command += ["--workers", "1", "--no-access-log", "--region", _REGION]
+        return [*command, "--host", context.host, "--port", str(context.port)]
     values = {"host": context.host, "port": context.port, "folder": context.folder}
     try:
         command = [part.format(**values) for part in shlex.split(_COMMANDS.get(server, server))]

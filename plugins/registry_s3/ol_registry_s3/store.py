@@ -185,6 +185,8 @@ class Store:
 def _object(info: Mapping[str, Any]) -> Object:
     etag = str(info.get("ETag") or info.get("etag") or info.get("generation") or "")
     bare = etag.removeprefix("W/").strip('"')
+    if not bare:
+        etag = ""  # nanio says '""' of what somebody else has put into its folder
     if not _SAFE.fullmatch(bare):
         known = etag or [info.get(field) for field in _IDENTITY]
         bare = blake2b(repr(known).encode(), digest_size=16).hexdigest()

@@ -20,6 +20,7 @@ from ol_registry_s3.settings import S3Settings
 from olcore.cli.main import run
 from olcore.errors import BackendUnusableError
 from olcore.interfaces import RegistryAddress, ServerContext
+from olcore.testing.registry import make_bundle
 
 from .conftest import KEY, SECRET, Nanio  # noqa: TID252  # its full name depends on where pytest is run
 
@@ -94,7 +95,9 @@ def test_a_server_is_started_used_shown_and_stopped(
     assert secret not in (cluster / "logs" / "registry.out").read_text()
 
 
-def test_data_and_keys_survive_a_crash(olcore: Said, cluster: Path, hello: Path) -> None:
+def test_data_and_keys_survive_a_crash(
+    olcore: Said, cluster: Path, hello: Path, tmp_path: Path
+) -> None:
     olcore("registry", "--port", "0")
     olcore("upload", "--handler", "hello", "--file", str(hello))
     before = template(cluster)
@@ -103,10 +106,16 @@ def test_data_and_keys_survive_a_crash(olcore: Said, cluster: Path, hello: Path)
     os.kill(pid_of(cluster), signal.SIGKILL)
     assert select.select([pidfd], [], [], 10)[0]
     os.close(pidfd)
+    # As if the kill had come in the middle of another upload.
+    stored = cluster / "registry-server" / "registry" / "hello.tar.gz"
+    newer = make_bundle(tmp_path, {"lambda_func.py": "def handler(event): return 'newer'\n" * 9})
+    stored.write_bytes(newer.read_bytes())
     assert "is gone" in olcore("status", fails=True)
     assert "shown once" not in olcore("registry", "--port", port)
     assert template(cluster) == before
     assert olcore("handlers").startswith("hello  ")
+    olcore("download", "hello", "--to", str(tmp_path / "downloaded"))
+    assert "newer" in (tmp_path / "downloaded" / "lambda_func.py").read_text()
 
 
 def test_given_keys_are_used_and_not_printed(olcore: Said, cluster: Path) -> None:
