@@ -236,6 +236,7 @@ def _options(core: Config) -> Options:
         pause_after_ms=core.pause_after_ms,
         memory_pool_mb=core.memory_pool_mb or _machine_mb() * _SHARE_PERCENT // 100,
         registry_cache_ms=core.registry_cache_ms,
+        registry_timeout_s=core.registry_timeout_s,
         max_bundle_mb=core.max_bundle_mb,
         max_bundle_files=core.max_bundle_files,
         packages_dir=Path(core.packages_dir),

@@ -110,6 +110,7 @@ class _Target:
             limits=core.limits,
             max_limits=core.max_limits,
             network=core.network,
+            max_network=core.max_network,
             max_instances=max(1, core.max_instances),
             max_queue=core.max_queue,
             idle_timeout_s=core.idle_timeout_s,

@@ -1,17 +1,18 @@
-"""Keeps the versions of handlers' code that this worker serves, each a folder that is put in place by one rename.
+"""Says which code of a handler is served: the registry's newest, pulled once, or what there is while that is away.
 
 Which version is the newest is asked of the registry for every request, or, when that costs I/O, at most once within
 ``registry_cache_ms``. Answers are numbered by when they were asked for, so that a slow answer never turns a handler back
 to code that is older than what it has served.
+
+While a remote registry is *away*, it is asked as seldom, and nobody who can be served from the cache waits for it: what
+it has new is looked up and pulled before any request is told of it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import re
 import shutil
-import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -21,10 +22,10 @@ import msgspec
 from olcore.errors import (
     HandlerNotFoundError,
     OlcoreError,
-    RegistryError,
     RegistryUnavailableError,
 )
 from olcore.handlers import settings as handler_settings
+from olcore.handlers.code_folder import CodeFolder, check_version
 from olcore.handlers.settings import HandlerSettings
 from olcore.interfaces import HandlerVersion, Wanted
 
@@ -39,10 +40,6 @@ log = logging.getLogger(__name__)
 
 _Value = TypeVar("_Value")
 
-_VERSION = re.compile(r"(?!\.{1,2}\Z)[A-Za-z0-9._-]{1,128}")
-# No handler can be called so: '~' is not among the letters of names.
-_PULLING = "~pull-"
-_TRASH = "~trash-"
 _RETRY_AFTER_S = 5.0
 _MOST_KNOWN = 10_000
 
@@ -75,14 +72,17 @@ class Code(msgspec.Struct, frozen=True, kw_only=True, eq=False):
 class _Known:
     """What is known about one handler."""
 
-    __slots__ = ("code", "code_asked", "missing", "until_s", "version", "version_asked")
+    __slots__ = ("code", "code_asked", "is_away", "missing", "until_s", "version", "version_asked")
 
     def __init__(self) -> None:
         self.version: HandlerVersion | None = None
         self.version_asked = 0
         self.code: Code | None = None
         self.code_asked = 0
+        self.is_away = False
+        """Whether the registry could not be asked the last time, so that nobody knows whether this is the newest."""
         self.until_s = 0.0
+        """Until when a remote registry is not asked again."""
         self.missing: HandlerNotFoundError | None = None
 
 
@@ -93,7 +93,7 @@ class CodeCache:
         registry: Where code comes from; started.
         packages: Installs what handlers want; ``None`` where handlers have the standard library only.
         options: The bounds for handlers' settings, and how long a remote registry's answer holds.
-        folder: The cache's own; ``<name>/<version>`` below it.
+        folder: The cache's own.
         pulled: Told a version that has been pulled, and how many seconds that took.
     """
 
@@ -108,10 +108,11 @@ class CodeCache:
         self._registry = registry
         self._packages = packages
         self._options = options
-        self._folder = folder
+        self._folder = CodeFolder(folder)
         self._pulled = pulled
         self._is_remote = registry.remote
         self._cache_s = options.registry_cache_ms / 1000
+        self._timeout_s = options.registry_timeout_s
         self._known: dict[str, _Known] = {}
         self._flights: dict[object, asyncio.Task[Any]] = {}
         self._chores: set[asyncio.Task[Any]] = set()
@@ -121,9 +122,7 @@ class CodeCache:
 
     def start(self) -> None:
         """Make the folder, and clear what a crash left half done."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        for left in [*self._folder.glob(f"{_PULLING}*"), *self._folder.glob(f"{_TRASH}*")]:
-            shutil.rmtree(left)
+        self._folder.start()
 
     async def close(self) -> None:
         """Give up what is under way; idempotent."""
@@ -150,12 +149,13 @@ class CodeCache:
             PackagesError: Its packages cannot be installed.
             RegistryUnavailableError: The registry is away, and no code is cached.
         """
+        began_s = time.monotonic()
         known = self._known.get(name)
         if not self._is_remote:
             self._asked = asked = self._asked + 1
             version = await self._looked_up(name, asked)
             known = self._known[name]
-        elif known is not None and time.monotonic() < known.until_s:
+        elif known is not None and began_s < known.until_s:
             if known.missing is not None:
                 raise again(known.missing)
             version, asked = known.version, known.version_asked
@@ -163,11 +163,12 @@ class CodeCache:
             known = await self._asked_remote(name, known)
             version, asked = known.version, known.version_asked
         code = known.code
-        if code is not None and (version is None or code.version.version == version.version):
-            return code
-        if version is None:
-            raise HandlerNotFoundError(f"no handler {name!r}")
-        return await self._fetched(known, version, asked)
+        if code is None or (version is not None and code.version.version != version.version):
+            if version is None:
+                raise HandlerNotFoundError(f"no handler {name!r}")
+            code = await self._fetched(known, version, asked, began_s)
+        self.stale_served += known.is_away
+        return code
 
     def tidy(self, name: str, in_use: AbstractSet[str]) -> None:
         """Remove the versions of *name* on disk that are neither the newest nor in *in_use*."""
@@ -177,22 +178,11 @@ class CodeCache:
         if (newest is None and not is_gone) or self._is_pulling(name):
             return
         keep = {*in_use, newest.version.version} if newest is not None else in_use
-        try:
-            versions = list((self._folder / name).iterdir())
-        except FileNotFoundError:
-            return
-        for version in versions:
-            if version.name not in keep:
-                self._remove(version)
+        for trash in self._folder.set_aside(name, keep):
+            self._chore(asyncio.to_thread(shutil.rmtree, trash))
 
     def _is_pulling(self, name: str) -> bool:
         return any(isinstance(key, tuple) and key[0] == name for key in self._flights)
-
-    def _remove(self, folder: Path) -> None:
-        # Moved aside first, so that nobody ever finds a half-removed version under its name.
-        trash = Path(tempfile.mkdtemp(prefix=_TRASH, dir=self._folder))
-        folder.rename(trash / "code")
-        self._chore(asyncio.to_thread(shutil.rmtree, trash))
 
     def _chore(self, work: Coroutine[Any, Any, Any]) -> None:
         task = asyncio.ensure_future(work)
@@ -202,81 +192,103 @@ class CodeCache:
     async def _asked_remote(self, name: str, known: _Known | None) -> _Known:
         self._asked = asked = self._asked + 1
         flight = self._flight(name, lambda: self._looked_up(name, asked))
-        if known is not None and known.until_s < 0 and known.code is not None:
+        if known is not None and known.is_away and known.code is not None:
             # The last attempt failed: this one may take as long to fail, so nobody waits for it.
-            self.stale_served += 1
             return known
         await _joined(flight)
         return self._known[name]
 
     async def _looked_up(self, name: str, asked: int) -> HandlerVersion | None:
+        began_s = time.monotonic()
         try:
             version = await self._registry.lookup(name)
+            known = self._known.get(name)
+            if known is None or known.version is None or known.version.version != version.version:
+                check_version(version)
+                if known is not None and known.is_away and self._is_remote:
+                    version = await self._pulled_ahead(known, version, asked)
         except HandlerNotFoundError as error:
             self._missed(name, error)
             raise
         except RegistryUnavailableError as error:
             return self._served_stale(name, error)
-        known = self._known.get(name)
-        if known is None:
-            if not _VERSION.fullmatch(version.version):
-                raise RegistryError(f"the registry calls a version {version.version!r}") from None
-            known = self._known[name] = _Known()
+        known = self._known.setdefault(name, _Known())
         if asked < known.version_asked:
             return known.version
+        if known.is_away:
+            log.info("the registry has answered again for %r", name)
         known.version = version
         known.version_asked = asked
         known.missing = None
-        known.until_s = time.monotonic() + self._cache_s
+        known.is_away = False
+        # From when it was asked: the answer may be as old as that.
+        known.until_s = began_s + self._cache_s
         return version
+
+    async def _pulled_ahead(
+        self, known: _Known, version: HandlerVersion, asked: int
+    ) -> HandlerVersion:
+        if known.code is None:
+            return version
+        work = self._flight((version.name, version.version), lambda: self._fetch(version))
+        try:
+            code: Code = await _joined(work)
+        except RegistryUnavailableError:
+            raise
+        except OlcoreError:
+            return version  # it is no fault of the registry's, and the next request meets it again
+        known.code, known.code_asked = code, asked
+        return code.version
 
     def _missed(self, name: str, error: HandlerNotFoundError) -> None:
         if not self._is_remote:
             self._known.pop(name, None)
             return
-        now = time.monotonic()
         if len(self._known) > _MOST_KNOWN:  # somebody tries names
             self._known = {key: value for key, value in self._known.items() if not value.missing}
         known = self._known.setdefault(name, _Known())
         known.version = known.code = None
         known.missing = error
-        known.until_s = now + self._cache_s
+        known.is_away = False
+        known.until_s = time.monotonic() + self._cache_s
 
     def _served_stale(self, name: str, error: RegistryUnavailableError) -> HandlerVersion:
         known = self._known.get(name)
-        version = known.version if known is not None and known.code is not None else None
-        version = version or self._newest_on_disk(name)
+        if known is not None and known.code is not None:
+            version: HandlerVersion | None = known.code.version
+        elif known is not None and known.missing is not None:
+            version = None  # what was removed does not rise again from the disk
+        else:
+            newest = self._folder.newest(name)
+            version = HandlerVersion(name=name, version=newest) if newest else None
         if version is None:
             error.retry_after_s = error.retry_after_s or _RETRY_AFTER_S
             raise error
-        if known is None or known.version is None:
-            known = self._known.setdefault(name, _Known())
-            known.version = version
-        known.until_s = -1.0
-        self.stale_served += 1
-        log.warning("%s: serving cached version %s of %r", error, version.version, name)
+        self._go_on(self._known.setdefault(name, _Known()), version, error)
         return version
 
-    def _newest_on_disk(self, name: str) -> HandlerVersion | None:
-        try:
-            versions = sorted(
-                (self._folder / name).iterdir(), key=lambda folder: folder.stat().st_mtime_ns
-            )
-        except FileNotFoundError:
-            return None
-        return HandlerVersion(name=name, version=versions[-1].name) if versions else None
+    def _go_on(
+        self, known: _Known, version: HandlerVersion, error: RegistryUnavailableError
+    ) -> None:
+        """Serve the cached *version* until the registry is asked again."""
+        level = logging.DEBUG if known.is_away else logging.WARNING
+        log.log(level, "%s: serving cached version %s of %r", error, version.version, version.name)
+        known.version = version
+        known.is_away = True
+        known.until_s = time.monotonic() + self._cache_s
 
-    async def _fetched(self, known: _Known, version: HandlerVersion, asked: int) -> Code:
+    async def _fetched(
+        self, known: _Known, version: HandlerVersion, asked: int, began_s: float
+    ) -> Code:
         try:
             code: Code = await _joined(
-                self._flight((version.name, version.version), lambda: self._fetch(version))
+                self._flight((version.name, version.version), lambda: self._fetch(version, began_s))
             )
         except RegistryUnavailableError as error:
             if known.code is None:
                 error.retry_after_s = error.retry_after_s or _RETRY_AFTER_S
                 raise
-            log.warning("%s: going on with cached code of %r", error, version.name)
-            self.stale_served += 1
+            self._go_on(known, known.code.version, error)
             return known.code
         if asked < known.code_asked and known.code is not None:
             return known.code  # what was asked for later came earlier, and is newer
@@ -289,13 +301,15 @@ class CodeCache:
         known.code_asked = asked
         return known.code
 
-    async def _fetch(self, version: HandlerVersion) -> Code:
-        began = time.monotonic()
-        folder = self._folder / version.name / version.version
-        is_new = not folder.is_dir()
-        if is_new:
-            version = await self._pull(version)
-            folder = self._folder / version.name / version.version
+    async def _fetch(self, version: HandlerVersion, began_s: float | None = None) -> Code:
+        started_s = time.monotonic()
+        folder = self._folder.find(version)
+        is_new = folder is None
+        if folder is None:
+            async with self._folder.arriving() as arriving:
+                version = await self._pull(version, arriving, began_s or started_s)
+                check_version(version)
+                folder = self._folder.put(version, arriving)
         read = await asyncio.to_thread(handler_settings.read, folder, self._options)
         wanted = Wanted(handler=version.name, wheels=())
         packages = None
@@ -303,24 +317,22 @@ class CodeCache:
             wanted = await self._packages.prepare(folder)
             packages = await self._packages.folder(wanted)
         if is_new:
-            self._pulled(version, time.monotonic() - began)
+            self._pulled(version, time.monotonic() - started_s)
         return Code(version=version, folder=folder, settings=read, wanted=wanted, packages=packages)
 
-    async def _pull(self, version: HandlerVersion) -> HandlerVersion:
-        temporary = Path(tempfile.mkdtemp(prefix=_PULLING, dir=self._folder))
+    async def _pull(self, version: HandlerVersion, target: Path, began_s: float) -> HandlerVersion:
+        if not self._is_remote:
+            return await self._registry.pull(version, target)
+        # What the lookup has taken counts: no request waits longer than that for the registry.
+        left_s = began_s + self._timeout_s - time.monotonic()
         try:
-            pulled = await self._registry.pull(version, temporary)
-            if not _VERSION.fullmatch(pulled.version):
-                raise RegistryError(f"the registry calls a version {pulled.version!r}")
-            # mkdtemp keeps it from others; the sandbox's uid must be able to enter.
-            temporary.chmod(0o755)
-            target = self._folder / version.name / pulled.version
-            target.parent.mkdir(exist_ok=True)
-            if not target.is_dir():
-                temporary.rename(target)
-        finally:
-            await asyncio.to_thread(shutil.rmtree, temporary, ignore_errors=True)
-        return HandlerVersion(name=version.name, version=pulled.version)
+            async with asyncio.timeout(max(0.0, left_s)):
+                return await self._registry.pull(version, target)
+        except TimeoutError as error:
+            raise RegistryUnavailableError(
+                f"handler {version.name!r} could not be pulled within {self._timeout_s:g} s",
+                hint="registry_timeout_s says how long the registry has",
+            ) from error
 
     def _flight(
         self, key: object, work: Callable[[], Coroutine[Any, Any, _Value]]

@@ -324,6 +324,9 @@ class Manager:
             for instance in list(handler.idle.values()):
                 handler.end(instance, "replaced")
             self._freed(name)
+        else:
+            # An earlier run may have left its code, which must not be served when the registry is away.
+            self._codes.tidy(name, frozenset())
 
     def _freed(self, name: str) -> None:
         """Let the code cache drop versions that nothing serves any more."""

@@ -30,6 +30,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     """0 means never."""
     memory_pool_mb: int
     registry_cache_ms: int
+    registry_timeout_s: float = 10.0
     max_bundle_mb: int
     max_bundle_files: int
     packages_dir: Path

@@ -91,6 +91,14 @@ def test_what_could_not_be_run_is_refused(olcore: Said, hello: Path, tmp_path: P
     assert olcore("handlers") == ""
 
 
+def test_an_upload_may_ask_for_what_the_workers_allow(olcore: Said, hello: Path) -> None:
+    (hello / "olcore.toml").write_text('network = "nat"\n')
+    olcore("setconf", "network=none")
+    olcore(*upload(hello))
+    olcore("setconf", "max_network=none")
+    assert "network" in olcore(*upload(hello), fails=True)
+
+
 def test_a_bad_name_is_refused(olcore: Said, hello: Path) -> None:
     said = olcore("upload", "--handler", "../x", "--file", str(hello), fails=True)
     assert "'../x' is no name of a handler" in said
