@@ -8,10 +8,10 @@ import pytest
 from ol_registry_sqlite.plugin import SqliteSettings, ol_registry_backends
 from olcore.errors import RegistryError
 from olcore.interfaces import Registry
-from olcore.testing.registry import RegistryContract, registry_context
+from olcore.testing.registry import WritableRegistryContract, registry_context
 
 
-class TestSqliteContract(RegistryContract):
+class TestSqliteContract(WritableRegistryContract):
     @pytest.fixture
     def make_registry(self, tmp_path: Path) -> Callable[[], Registry]:
         [backend] = ol_registry_backends()

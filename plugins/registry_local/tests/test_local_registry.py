@@ -22,10 +22,10 @@ from olcore.errors import (
     RegistryUnavailableError,
 )
 from olcore.interfaces import HandlerVersion, Registry
-from olcore.testing.registry import BOUNDS, RegistryContract, make_bundle, registry_context
+from olcore.testing.registry import BOUNDS, WritableRegistryContract, make_bundle, registry_context
 
 
-class TestLocalContract(RegistryContract):
+class TestLocalContract(WritableRegistryContract):
     @pytest.fixture
     def make_registry(self, tmp_path: Path) -> Callable[[], Registry]:
         [backend] = ol_registry_backends()

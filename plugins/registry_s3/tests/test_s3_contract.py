@@ -12,7 +12,7 @@ import pytest
 from ol_registry_s3.plugin import ol_registry_backends
 from ol_registry_s3.settings import S3Settings
 from olcore.interfaces import Registry
-from olcore.testing.registry import RegistryContract, registry_context
+from olcore.testing.registry import WritableRegistryContract, registry_context
 
 from .conftest import Nanio  # noqa: TID252  # its full name depends on where pytest is run
 
@@ -24,19 +24,19 @@ def maker(folder: Path, **settings: Any) -> Callable[[], Registry]:
     return lambda: backend.make(registry_context(folder), checked)
 
 
-class TestMemoryContract(RegistryContract):
+class TestMemoryContract(WritableRegistryContract):
     @pytest.fixture
     def make_registry(self, tmp_path: Path) -> Callable[[], Registry]:
         return maker(tmp_path, url=f"memory://{uuid.uuid4().hex}/handlers")
 
 
-class TestFileContract(RegistryContract):
+class TestFileContract(WritableRegistryContract):
     @pytest.fixture
     def make_registry(self, tmp_path: Path) -> Callable[[], Registry]:
         return maker(tmp_path, url=f"file://{tmp_path}/registry")
 
 
-class TestNanioContract(RegistryContract):
+class TestNanioContract(WritableRegistryContract):
     @pytest.fixture
     def make_registry(
         self, tmp_path: Path, shared_nanio: Nanio, bucket: str
