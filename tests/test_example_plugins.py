@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -14,11 +14,16 @@ import pytest
 ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "examples" / "plugin_registry_sqlite"
 PAGE = ROOT / "docs" / "howto" / "write-a-registry.md"
+SHOWN = re.findall(
+    r"^`([\w./]+)`:\n\n```\w+\n(.*?)^```$", PAGE.read_text(), re.DOTALL | re.MULTILINE
+)
 
 
-def test_the_example_registry_passes_the_contract(tmp_path: Path) -> None:
+def test_the_files_on_the_page_alone_pass_the_contract(tmp_path: Path) -> None:
     copy = tmp_path / "plugin"
-    shutil.copytree(EXAMPLE, copy, ignore=shutil.ignore_patterns("__pycache__", ".*"))
+    for file, text in SHOWN:
+        (copy / file).parent.mkdir(parents=True, exist_ok=True)
+        (copy / file).write_text(text)
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"],
         cwd=copy,
@@ -52,11 +57,6 @@ assert plugins.registry("sqlite").summary
     assert done.returncode == 0, done.stderr
 
 
-SHOWN = re.findall(
-    r"^`([\w./]+)`:\n\n```\w+\n(.*?)^```$", PAGE.read_text(), re.DOTALL | re.MULTILINE
-)
-
-
 @pytest.mark.parametrize(("file", "text"), SHOWN, ids=[file for file, _ in SHOWN])
 def test_the_page_shows_the_file_as_it_is(file: str, text: str) -> None:
     assert text == (EXAMPLE / file).read_text()
@@ -69,3 +69,10 @@ def test_the_page_shows_every_file_that_matters() -> None:
         "ol_registry_sqlite/registry.py",
         "tests/test_sqlite_registry.py",
     }
+
+
+def test_the_package_on_the_page_builds_from_the_files_on_the_page() -> None:
+    shown = dict(SHOWN)
+    # A file that is named there and not shown, such as a readme, would stop whoever types it off.
+    project = tomllib.loads(shown["pyproject.toml"])["project"]
+    assert project.get("readme", "pyproject.toml") in shown
