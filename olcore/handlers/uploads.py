@@ -15,6 +15,9 @@ from olcore.handlers.packages import requirements
 if TYPE_CHECKING:
     from olcore.handlers.options import Options
 
+# A tree takes some hundred times the size of its text.
+_MAX_PARSED_BYTES = 1 << 20
+
 
 def check_bundle(bundle: Path, options: Options, what: str) -> None:
     """Check that *bundle* is a handler: safe to unpack, an entry file without syntax errors, settings and packages in order.
@@ -66,11 +69,19 @@ def bounds(options: Options) -> bundles.Bounds:
 def _check_code(code: Path, options: Options) -> None:
     read = handler_settings.read(code, options)
     requirements.read(code)
-    entry, _ = read.entry
+    _check_syntax(code, read.entry[0])
+
+
+def _check_syntax(code: Path, entry: str) -> None:
     try:
+        if (code / entry).stat().st_size > _MAX_PARSED_BYTES:
+            return
         # With the interpreter that olcore runs on; a sandbox may have a newer one, but seldom newer syntax.
         ast.parse((code / entry).read_bytes(), entry)
     except SyntaxError as error:
         raise HandlerInvalidError(f"{entry}, line {error.lineno}: {error.msg}") from error
-    except (ValueError, OSError, RecursionError) as error:
+    except (RecursionError, MemoryError) as error:
+        # The parser of CPython says MemoryError when its own stack is full.
+        raise HandlerInvalidError(f"{entry} is nested too deeply for Python") from error
+    except (ValueError, OSError) as error:
         raise HandlerInvalidError(f"{entry} is no Python file: {error}") from error

@@ -105,6 +105,7 @@ def test_there_is_no_such_path_unless_a_key_is_set(
         ({"other.py": ""}, "no lambda_func.py"),
         ({"lambda_func.py": "def handler(event:"}, "lambda_func.py, line 1: "),
         ({"lambda_func.py": "\0"}, "lambda_func.py"),
+        ({"lambda_func.py": f"x = {'-' * 100_000}1"}, "lambda_func.py is nested too deeply"),
         ({"lambda_func.py": "", "packages.txt": "--index-url x"}, "packages.txt line 1"),
         ({"lambda_func.py": "", "olcore.toml": "nonsense = 1"}, "unknown key 'nonsense'"),
         ({"lambda_func.py": "", "olcore.toml": "[limits]\nmemory_mb = 999999"}, "limits.memory_mb"),

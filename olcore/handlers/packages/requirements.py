@@ -22,8 +22,10 @@ MAX_BYTES = 256 * 1024
 MAX_LINE = 1000
 
 _NAME = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?"
+_CLAUSE = r"(?:===?|[<>~!]=|[<>])\s*[\w.*+!-]+"
+_CLAUSES = rf"{_CLAUSE}(?:\s*,\s*{_CLAUSE})*"
 _REQUIREMENT = re.compile(
-    rf"(?P<name>{_NAME})\s*(?:\[[\w\s,.-]*\])?\s*\(?[\w\s.,<>=!~*+-]*\)?\s*(?:;[^@$/\\]*)?"
+    rf"(?P<name>{_NAME})\s*(?:\[[\w\s,.-]*\])?\s*(?:{_CLAUSES}|\(\s*{_CLAUSES}\s*\))?\s*(?:;[^@$/\\]*)?"
 )
 # OpenLambda's line: the module to import, a colon, the name to install.
 _IMPORT_INSTALL = re.compile(rf"[A-Za-z_][\w.]*\s*:\s*(?P<install>{_NAME}.*)")

@@ -66,6 +66,20 @@ def test_options_paths_urls_and_variables_are_refused(line: str) -> None:
     assert caught.value.hint
 
 
+@pytest.mark.parametrize("line", ["six==", "six 1.0", "six=1.0", "six>=1,", "six (==1", "six >"])
+def test_half_a_version_is_no_requirement(line: str) -> None:
+    with pytest.raises(PackagesError, match="is not a requirement"):
+        parsed(line)
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["six == 1.16.*, != 1.16.1", "six(>=1!2.0+local-1)", "six===1.0 ; x < '3'", "six[a,b]~=1"],
+)
+def test_every_form_of_a_version_is_taken(line: str) -> None:
+    assert parsed(line) == (line,)
+
+
 def test_nonsense_is_named_with_its_line() -> None:
     with pytest.raises(PackagesError, match="line 3: '!!' is not a requirement"):
         parsed("six \\\n  ==1.0\n!!")
