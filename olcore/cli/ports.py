@@ -32,7 +32,7 @@ def require_free(host: str, port: int) -> int:
                 ) from error
             raise ClusterError(
                 f"cannot listen on port {port} of {host}: {error.strerror}",
-                hint="check worker_host, and --port",
+                hint="check the address (worker_host, or --host) and --port",
             ) from error
         free: int = probe.getsockname()[1]
         return free

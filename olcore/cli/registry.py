@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from olcore import bundles, config
 from olcore.cli.common import cluster_option, read_template, without_foreign
@@ -86,6 +87,8 @@ class _Target:
         # As for a worker: a relative path in the template counts from the cluster's folder.
         self.core = config.resolve(settings.core, cluster.root / "template.json")
         self._timeout_s: float = chosen["timeout_s"]
+        if not chosen["address"]:
+            _refuse_keys()
         backend = plugins.registry(self.core.registry)
         own: Any = settings.backends[backend.name]
         if chosen["address"]:
@@ -139,6 +142,17 @@ class _Target:
             return await question(registry)
         finally:
             await registry.close()
+
+
+def _refuse_keys() -> None:
+    # Those of the environment may be there for another command.
+    context = click.get_current_context()
+    for name in ("access_key", "secret_key"):
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            raise RegistryError(
+                f"--{name.replace('_', '-')} goes with --address",
+                hint="the keys of the cluster's own registry are settings of its backend: olcore setconf",
+            )
 
 
 def _with_address(plugins: Plugins, chosen: RegistryBackend[Any]) -> RegistryBackend[Any]:
@@ -235,14 +249,16 @@ def download(
     to = to or Path(name)
     if to.exists():
         raise RegistryError(f"{str(to)!r} exists", hint="remove it, or choose another with --to")
-    to.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".olcore-download-", dir=to.parent) as folder:
+    # On the same file system, and no folder is made before there is something to put into it.
+    above = next(parent for parent in to.absolute().parents if parent.is_dir())
+    with tempfile.TemporaryDirectory(prefix=".olcore-download-", dir=above) as folder:
         code = Path(folder) / "code"
         code.mkdir()
         version = target.ask(lambda registry: _newest(registry, name, code))
         if to.name.endswith(".tar.gz"):
             bundles.pack(code, Path(folder) / "bundle", uploads.bounds(target.options))
             code = Path(folder) / "bundle"
+        to.parent.mkdir(parents=True, exist_ok=True)
         code.rename(to)
     print(f"Downloaded {name}, version {version.version}, to {to}")
 

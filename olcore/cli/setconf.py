@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from olcore.cluster import Cluster
     from olcore.plugins import Plugins
 
-_SECRET = ("secret", "password", "token", "key")
+_SECRET = ("secret", "password", "token", "key", "credential", "connection_string")
 
 
 @click.command()
@@ -103,9 +103,19 @@ def differences(
         if isinstance(old, dict) and isinstance(new, dict):
             yield from differences(old, new, f"{path}.")
         elif old != new:
-            secret = any(word in key.lower() for word in _SECRET)
-            yield f"{path}: {_said(old, secret)} -> {_said(new, secret)}"
+            yield f"{path}: {_said(key, old)} -> {_said(key, new)}"
 
 
-def _said(value: Any, secret: bool) -> str:  # noqa: ANN401 - JSON
-    return "***" if secret and value else json.dumps(value)
+def _said(key: str, value: Any) -> str:  # noqa: ANN401 - JSON
+    said = _shown(key, value)
+    return said if said == "***" else json.dumps(said)
+
+
+def _shown(key: str, value: Any) -> Any:  # noqa: ANN401 - JSON
+    if value and any(word in key.lower() for word in _SECRET):
+        return "***"
+    if isinstance(value, dict):
+        return {inner: _shown(inner, each) for inner, each in value.items()}
+    if isinstance(value, list):
+        return [_shown(key, each) for each in value]
+    return value

@@ -69,6 +69,14 @@ class Code(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     """The folder mapped to ``/packages``."""
 
 
+class _Pulled(msgspec.Struct, frozen=True):
+    """A version that is in the worker's folder."""
+
+    version: HandlerVersion
+    began_s: float
+    is_new: bool
+
+
 class _Known:
     """What is known about one handler."""
 
@@ -230,9 +238,8 @@ class CodeCache:
     ) -> HandlerVersion:
         if known.code is None:
             return version
-        work = self._flight((version.name, version.version), lambda: self._fetch(version))
         try:
-            code: Code = await _joined(work)
+            code = await _joined(self._fetching(version)[1])
         except RegistryUnavailableError:
             raise
         except OlcoreError:
@@ -281,9 +288,10 @@ class CodeCache:
         self, known: _Known, version: HandlerVersion, asked: int, began_s: float
     ) -> Code:
         try:
-            code: Code = await _joined(
-                self._flight((version.name, version.version), lambda: self._fetch(version, began_s))
-            )
+            pull, flight = self._fetching(version)
+            if pull is not None and self._is_remote:
+                await self._in_time(pull, version.name, began_s)
+            code = await _joined(flight)
         except RegistryUnavailableError as error:
             if known.code is None:
                 error.retry_after_s = error.retry_after_s or _RETRY_AFTER_S
@@ -301,38 +309,53 @@ class CodeCache:
         known.code_asked = asked
         return known.code
 
-    async def _fetch(self, version: HandlerVersion, began_s: float | None = None) -> Code:
-        started_s = time.monotonic()
-        folder = self._folder.find(version)
-        is_new = folder is None
-        if folder is None:
-            async with self._folder.arriving() as arriving:
-                version = await self._pull(version, arriving, began_s or started_s)
-                check_version(version)
-                folder = self._folder.put(version, arriving)
+    def _fetching(
+        self, version: HandlerVersion
+    ) -> tuple[asyncio.Task[_Pulled] | None, asyncio.Task[Code]]:
+        """Begin to pull *version* and to make code of it, or find who does; no pull when that is over."""
+        key = version.name, version.version
+        flight = self._flights.get(key)
+        if flight is not None:
+            return self._flights.get((*key, "pull")), flight
+        pull = self._flight((*key, "pull"), lambda: self._pull(version))
+        return pull, self._flight(key, lambda: self._fetch(pull))
+
+    async def _in_time(self, pull: asyncio.Task[_Pulled], name: str, began_s: float) -> None:
+        # What the lookup has taken counts, so that no request waits longer for the registry. The pull goes on: a big
+        # handler on a slow disk comes later, and not never.
+        left_s = began_s + self._timeout_s - time.monotonic()
+        try:
+            async with asyncio.timeout(max(0.0, left_s)):
+                await _joined(pull)
+        except TimeoutError as error:
+            raise RegistryUnavailableError(
+                f"handler {name!r} is being pulled, and has not come within {self._timeout_s:g} s",
+                hint="registry_timeout_s says how long a request waits for it",
+            ) from error
+
+    async def _pull(self, version: HandlerVersion) -> _Pulled:
+        began_s = time.monotonic()
+        if self._folder.find(version) is not None:
+            return _Pulled(version, began_s, is_new=False)
+        async with self._folder.arriving() as arriving:
+            pulled = await self._registry.pull(version, arriving)
+            check_version(pulled)
+            self._folder.put(pulled, arriving)
+        return _Pulled(pulled, began_s, is_new=True)
+
+    async def _fetch(self, pull: asyncio.Task[_Pulled]) -> Code:
+        pulled = await _joined(pull)
+        version = pulled.version
+        folder = self._folder.path(version)
         read = await asyncio.to_thread(handler_settings.read, folder, self._options)
         wanted = Wanted(handler=version.name, wheels=())
         packages = None
         if self._packages is not None:
             wanted = await self._packages.prepare(folder)
             packages = await self._packages.folder(wanted)
-        if is_new:
-            self._pulled(version, time.monotonic() - started_s)
+        if pulled.is_new:
+            self._pulled(version, time.monotonic() - pulled.began_s)
         return Code(version=version, folder=folder, settings=read, wanted=wanted, packages=packages)
-
-    async def _pull(self, version: HandlerVersion, target: Path, began_s: float) -> HandlerVersion:
-        if not self._is_remote:
-            return await self._registry.pull(version, target)
-        # What the lookup has taken counts: no request waits longer than that for the registry.
-        left_s = began_s + self._timeout_s - time.monotonic()
-        try:
-            async with asyncio.timeout(max(0.0, left_s)):
-                return await self._registry.pull(version, target)
-        except TimeoutError as error:
-            raise RegistryUnavailableError(
-                f"handler {version.name!r} could not be pulled within {self._timeout_s:g} s",
-                hint="registry_timeout_s says how long the registry has",
-            ) from error
 
     def _flight(
         self, key: object, work: Callable[[], Coroutine[Any, Any, _Value]]

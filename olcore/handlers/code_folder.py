@@ -51,9 +51,13 @@ class CodeFolder:
         for left in [*self._root.glob(f"{_PULLING}*"), *self._root.glob(f"{_TRASH}*")]:
             shutil.rmtree(left)
 
+    def path(self, version: HandlerVersion) -> Path:
+        """Say where *version* is when it is here."""
+        return self._root / version.name / version.version
+
     def find(self, version: HandlerVersion) -> Path | None:
         """Return the folder of *version*, from now on the newest of its handler; ``None`` when it is not here."""
-        folder = self._root / version.name / version.version
+        folder = self.path(version)
         try:
             os.utime(folder)
         except FileNotFoundError:
@@ -83,7 +87,7 @@ class CodeFolder:
         """Put what has arrived in place as *version*, unless that is here already."""
         # mkdtemp keeps it from others; the sandbox's uid must be able to enter.
         arrived.chmod(0o755)
-        folder = self._root / version.name / version.version
+        folder = self.path(version)
         folder.parent.mkdir(exist_ok=True)
         if not folder.is_dir():
             arrived.rename(folder)

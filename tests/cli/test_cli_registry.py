@@ -110,6 +110,19 @@ def test_nothing_is_overwritten_by_a_download(olcore: Said, hello: Path) -> None
     assert [entry.name for entry in hello.iterdir()] == ["lambda_func.py"]
 
 
+def test_a_download_that_fails_leaves_no_folder(olcore: Said, tmp_path: Path) -> None:
+    olcore("download", "missing", "--to", str(tmp_path / "a" / "b" / "c"), fails=True)
+    assert not (tmp_path / "a").exists()
+
+
+def test_keys_without_an_address_are_refused_unless_the_environment_has_them(
+    olcore: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "--secret-key goes with --address" in olcore("handlers", "--secret-key", "x", fails=True)
+    monkeypatch.setenv("OLCORE_SECRET_KEY", "x")
+    olcore("handlers")
+
+
 def test_a_missing_cluster_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["handlers", "--cluster", str(tmp_path / "none")]) == 1
     assert "is no cluster" in capsys.readouterr().err

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from tests.cli.conftest import Cli
@@ -32,6 +34,10 @@ def test_null_takes_a_key_back_to_its_default(made: Cli) -> None:
 
 def test_a_secret_is_not_said(made: Cli) -> None:
     assert made.ok("setconf", "api_key=hush") == 'api_key: "" -> ***\n'
+    inner = {"s3": {"options": {"client": {"session_token": "hush", "tries": [1]}}}}
+    said = made.ok("setconf", json.dumps(inner))
+    assert said == 's3.options.client: null -> {"session_token": "***", "tries": [1]}\n'
+    assert "hush" not in made.ok("setconf", "s3.options.client=null")
 
 
 @pytest.mark.parametrize(

@@ -135,7 +135,7 @@ async def test_a_fault_of_the_new_code_shows_when_the_registry_is_back(house: Ho
         await call_until_it_fails()
 
 
-async def test_looking_up_and_pulling_together_have_the_registrys_time(house: House) -> None:
+async def test_a_request_waits_its_time_for_a_pull_which_goes_on(house: House) -> None:
     house.registry = registry = HalfRegistry()
     house.put_hello()
     registry.hold = asyncio.Event()
@@ -143,9 +143,24 @@ async def test_looking_up_and_pulling_together_have_the_registrys_time(house: Ho
     with pytest.raises(RegistryUnavailableError, match=r"within 0.05 s") as caught:
         await house.call("hello")
     assert caught.value.retry_after_s
-    assert list(house.worker_dir.code.rglob("*")) == []
     registry.hold.set()
+    await house.until(lambda: house.told("ol_handler_pulled"))
     assert await house.call("hello", {"name": "Bob"}) == "Hello, Bob!"
+    assert registry.lookups == 1
+    assert len(house.told("ol_handler_pulled")) == 1
+
+
+async def test_a_lookup_that_took_the_whole_time_leaves_none_for_the_pull(house: House) -> None:
+    house.registry = registry = HalfRegistry()
+    house.put_hello()
+    registry.hold, registry.lookup_hold = asyncio.Event(), asyncio.Event()
+    await house.open(registry_timeout_s=0.05)
+    slow = house.begin("hello")
+    await registry.waiting.wait()
+    await asyncio.sleep(0.06)  # longer than the registry has; the house has no other clock
+    registry.lookup_hold.set()
+    with pytest.raises(RegistryUnavailableError, match=r"within 0.05 s"):
+        await slow
 
 
 async def test_an_answer_is_as_old_as_its_question(house: House) -> None:

@@ -12,6 +12,8 @@ from olcore.errors import OlcoreError, RegistryError, RegistryUnavailableError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from ol_registry_s3.settings import S3Settings
+
 _RETRY_AFTER_S = 5.0
 
 
@@ -49,6 +51,7 @@ _BY_CODE = {
     "SlowDown": _BUSY,
     "ServiceUnavailable": _BUSY,
     "503": _BUSY,
+    "429": _BUSY,
     "InternalError": _Fault(RegistryUnavailableError, "has a fault"),
     "500": _Fault(RegistryUnavailableError, "has a fault"),
     "502": _Fault(RegistryUnavailableError, "has a fault"),
@@ -68,7 +71,8 @@ _BY_TYPE = {
     ),
     "PartialCredentialsError": _Fault(RegistryUnavailableError, "half of the keys is missing"),
     "TokenRetrievalError": _Fault(RegistryUnavailableError, "there are no keys", _KEYS),
-    "ClientConnectorDNSError": _DOWN,
+    # aiohttp's, all but those of the answer itself.
+    "ClientConnectionError": _DOWN,
     "EndpointConnectionError": _DOWN,
     "ConnectTimeoutError": _DOWN,
     "ReadTimeoutError": _DOWN,
@@ -91,20 +95,23 @@ _BY_TYPE = {
     "TimeoutError": _DOWN,
     "ParamValidationError": _Fault(RegistryUnavailableError, "is no valid place", "correct url"),
     "ValueError": _Fault(RegistryError, "cannot be used"),
+    "FileNotFoundError": _DOWN,  # see _NO_ANSWER
     "OSError": _Fault(RegistryUnavailableError, "has a fault"),
 }
 """By the name of an exception's class or of one that it derives from; names, because each backend has its own package."""
 
+_NO_ANSWER = frozenset(("ClientConnectionError", "TimeoutError"))
+_OPTIONS = _Fault(RegistryError, "cannot be used", "check options")
 _CONFLICTS = frozenset(("PreconditionFailed", "412", "ConditionalRequestConflict", "409"))
 
 
-def translate(error: Exception, where: str, secrets: Sequence[str] = ()) -> Exception:
+def translate(error: Exception, where: str, settings: S3Settings) -> Exception:
     """Make the error that a registry may raise, or Missing or Conflict, out of one of a backend's.
 
     Args:
         error: What a backend raised.
         where: The URL that was asked, without credentials.
-        secrets: Texts that must not stand in a message.
+        settings: Hold texts that must not stand in a message, and maybe an option that the backend does not know.
     """
     if isinstance(error, OlcoreError | Missing | Conflict):
         return error
@@ -113,14 +120,18 @@ def translate(error: Exception, where: str, secrets: Sequence[str] = ()) -> Exce
     if any(code in _CONFLICTS for code in codes) or isinstance(error, FileExistsError):
         return Conflict()
     found = next((_BY_CODE[code] for code in codes if code in _BY_CODE), None)
-    if found is None and isinstance(error, FileNotFoundError):
+    names = [kind.__name__ for each in chain for kind in type(each).__mro__]
+    # fsspec's HTTP takes a server that does not answer for a missing file.
+    if found is None and isinstance(error, FileNotFoundError) and _NO_ANSWER.isdisjoint(names):
         return Missing()
     if found is None:
-        names = [kind.__name__ for each in chain for kind in type(each).__mro__]
         found = next((_BY_TYPE[name] for name in names if name in _BY_TYPE), None)
+    if found is None and isinstance(error, TypeError) and settings.options:
+        found = _OPTIONS  # the backend hands them on to whatever it calls first
     if found is None:
         return error  # a bug, which keeps its traceback
-    said = _redacted(f"{where} {found.says}: {error}", secrets)
+    # Some explain themselves in several lines.
+    said = _redacted(f"{where} {found.says}: {' '.join(str(error).split())}", settings.secrets())
     retry = _RETRY_AFTER_S if found.kind is RegistryUnavailableError else None
     return found.kind(said.rstrip(". "), hint=found.hint, retry_after_s=retry)
 
@@ -129,7 +140,7 @@ def too_slow(where: str, timeout_s: float) -> RegistryUnavailableError:
     """Make the error for an answer that did not come in time."""
     return RegistryUnavailableError(
         f"{where} did not answer within {timeout_s:g} s",
-        hint="registry_timeout_s says how long we wait",
+        hint="registry_timeout_s, or --timeout of a command, says how long we wait",
         retry_after_s=_RETRY_AFTER_S,
     )
 
@@ -148,7 +159,9 @@ def _code(error: BaseException) -> str:
     response = getattr(error, "response", None)
     if isinstance(response, dict):
         return str(response.get("Error", {}).get("Code", ""))
-    return ""
+    # As aiohttp, Azure and Google call it, in this order.
+    told = (getattr(error, name, None) for name in ("status", "status_code", "code"))
+    return next((str(status) for status in told if isinstance(status, int)), "")
 
 
 def _redacted(text: str, secrets: Sequence[str]) -> str:

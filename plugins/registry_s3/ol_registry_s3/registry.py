@@ -119,7 +119,7 @@ class S3Registry(Registry):
         except TimeoutError as error:
             raise too_slow(where, self._timeout_s) from error
         except Exception as error:
-            told = translate(error, where, self._settings.secrets())
+            told = translate(error, where, self._settings)
             if isinstance(told, Missing):
                 told = self._not_found(name)
             if isinstance(told, Conflict):
@@ -184,7 +184,7 @@ class S3Registry(Registry):
         try:
             present = self._ready.find(name + SUFFIX)
         except Exception as error:
-            if not isinstance(translate(error, ""), Missing):
+            if not isinstance(translate(error, "", self._settings), Missing):
                 raise
             present = None
         version = present.version if present else ""

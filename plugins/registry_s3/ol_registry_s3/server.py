@@ -26,6 +26,7 @@ URL = "s3://registry"
 
 _REGION = "us-east-1"
 _ASK_TIMEOUT_S = 2.0
+_HERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - connected to, not bound
 _KEY_LETTERS = string.ascii_uppercase + string.digits
 
 _COMMANDS = {
@@ -53,7 +54,7 @@ def serve(context: ServerContext, settings: S3Settings) -> RegistryServer:
     Raises:
         BackendUnusableError: It is not installed.
     """
-    endpoint = f"http://{context.host}:{context.port}"
+    endpoint = _endpoint(context)
     key, secret, generated = _keys(context, settings)
     patch: dict[str, object] = {
         "url": URL,
@@ -81,9 +82,15 @@ def serve(context: ServerContext, settings: S3Settings) -> RegistryServer:
     )
 
 
+def _endpoint(context: ServerContext) -> str:
+    # The workers of the cluster are on this machine; what listens everywhere listens here.
+    host = _HERE.get(context.host, context.host)
+    return f"http://[{host}]:{context.port}" if ":" in host else f"http://{host}:{context.port}"
+
+
 def _keys(context: ServerContext, settings: S3Settings) -> tuple[str, str, dict[str, str]]:
     # A server that was stopped and is started again keeps its keys; those of another server are not given to it.
-    was_here = settings.endpoint == f"http://{context.host}:{context.port}"
+    was_here = settings.endpoint == _endpoint(context)
     generated: dict[str, str] = {}
     key = context.access_key or (settings.key if was_here else "")
     secret = context.secret_key or (settings.secret if was_here else "")
@@ -129,7 +136,7 @@ def _is_ready(context: ServerContext, settings: S3Settings) -> bool:
     try:
         store.make_bucket()
     except Exception as error:
-        told = translate(error, settings.endpoint, settings.secrets())
+        told = translate(error, settings.endpoint, settings)
         # Some listen before they can answer.
         if isinstance(told, RegistryUnavailableError):
             return False

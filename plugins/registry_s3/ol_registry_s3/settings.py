@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _HIDDEN = frozenset(("key", "secret", "options"))
 
@@ -38,5 +41,16 @@ class S3Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     def secrets(self) -> list[str]:
         """List the texts that must not come out anywhere."""
-        values = [self.key, self.secret, *map(str, self.options.values())]
-        return [value for value in values if len(value) > 3]  # noqa: PLR2004  # "True" and such are in options too
+        values = [self.key, self.secret, *_texts(self.options)]
+        return [value for value in values if len(value) > 3]  # noqa: PLR2004  # "eu" and such are in options too
+
+
+def _texts(value: object) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for each in value.values():
+            yield from _texts(each)
+    elif isinstance(value, list):
+        for each in value:
+            yield from _texts(each)

@@ -8,6 +8,7 @@ import re
 import threading
 import uuid
 from hashlib import blake2b
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import fsspec
@@ -17,11 +18,11 @@ from ol_registry_s3.faults import Missing
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
     from ol_registry_s3.settings import S3Settings
 
 S3_PROTOCOLS = frozenset(("s3", "s3a"))
+_LOCAL = frozenset(("file", "local"))
 # Where a put becomes visible whole; elsewhere an object arrives under another name, and is then renamed.
 _ATOMIC_PUT = S3_PROTOCOLS | {"gs", "gcs", "az", "abfs", "abfss", "oss", "oci"}
 _ARRIVING = ".arriving-"
@@ -202,8 +203,24 @@ def why_unusable(settings: S3Settings) -> str | None:
         )
     if bool(settings.key) != bool(settings.secret):
         return "s3.key and s3.secret belong together, and one of them is empty"
+    if settings.endpoint and "://" not in settings.endpoint:
+        return f"s3.endpoint {settings.endpoint!r} is no URL: http://HOST:PORT"
+    if isinstance(settings.verify, str) and not Path(settings.verify).exists():
+        return f"s3.verify {settings.verify!r} is no file of certificates"
+    fault = _why_nowhere(settings.url)
+    return f"s3.url {shown(settings.url)!r}{fault}" if fault else None
+
+
+def _why_nowhere(url: str) -> str | None:
+    protocol = protocol_of(url)
+    path = url.partition("://")[2] if "://" in url else url
+    if protocol in S3_PROTOCOLS and path[:1] in {"", "/"}:
+        return " names no bucket: s3://BUCKET/PREFIX"
+    # Each program would find another folder there.
+    if protocol in _LOCAL and not path.startswith("/"):
+        return " is no absolute path: file:///FOLDER"
     try:
-        fsspec.get_filesystem_class(protocol_of(settings.url))
+        fsspec.get_filesystem_class(protocol)
     except (ImportError, ValueError) as error:
-        return f"s3.url {shown(settings.url)!r}: {error}".rstrip(".")
+        return f": {error}".rstrip(".")
     return None

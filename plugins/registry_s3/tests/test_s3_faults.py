@@ -31,7 +31,7 @@ from olcore.errors import (
 from olcore.interfaces import HandlerVersion, Registry
 from olcore.testing.registry import make_bundle, registry_context
 
-from .conftest import Nanio  # noqa: TID252  # its full name depends on where pytest is run
+from .conftest import Nanio, free_port  # noqa: TID252  # its full name depends on where pytest is run
 
 Open = Callable[..., Any]
 
@@ -251,6 +251,12 @@ async def test_s3_itself_decides_between_two_programs(
     [
         ({}, "s3.url is not set"),
         ({"url": "s3://b", "key": "k"}, "belong together"),
+        ({"url": "s3:///prefix"}, "names no bucket"),
+        ({"url": "s3://"}, "names no bucket"),
+        ({"url": "handlers"}, "no absolute path"),
+        ({"url": "file://handlers"}, "no absolute path"),
+        ({"url": "s3://b", "endpoint": "localhost:9000"}, "no URL: http://"),
+        ({"url": "s3://b", "verify": "/no/such/file"}, "no file of certificates"),
         ({"url": "gs://b"}, "gcsfs"),
         ({"url": "az://b"}, "adlfs"),
         ({"url": "nonsense://user:password@b"}, "nonsense"),
@@ -265,10 +271,43 @@ def test_what_is_missing_is_said(settings: dict[str, Any], why: str) -> None:
 
 
 def test_settings_print_no_secret() -> None:
-    settings = S3Settings(url="s3://b", key="kkkk", secret="ssss", options={"token": "tttt"})
+    options = {"token": "tttt", "client_kwargs": {"inner": ["iiii"]}}
+    settings = S3Settings(url="s3://b", key="kkkk", secret="ssss", options=options)
     said = f"{settings!r} {settings}"
     assert "s3://b" in said
-    assert not any(secret in said for secret in ("kkkk", "ssss", "tttt"))
+    secrets = ["kkkk", "ssss", "tttt", "iiii"]
+    assert not any(secret in said for secret in secrets)
+    assert settings.secrets() == secrets
+
+
+@pytest.mark.parametrize("protocol", ["s3", "http"])
+async def test_an_option_that_the_backend_does_not_know_is_said(
+    opened: Open, protocol: str
+) -> None:
+    options = {"client_kwargs": {"nonsense": 1}}
+    registry = await opened(url=f"{protocol}://somewhere/x", options=options)
+    with pytest.raises(RegistryError, match="nonsense") as caught:
+        await registry.names()
+    assert caught.value.hint == "check options"
+
+
+@pytest.mark.parametrize(
+    ("status", "says"), [(403, "refuses us"), (503, "overloaded"), (429, "overloaded")]
+)
+async def test_a_status_of_another_backend_means_the_same(
+    opened: Open, odd: OddServer, status: int, says: str
+) -> None:
+    odd.answer = error(status, "Whatever")
+    registry = await opened(timeout_s=5, url=f"http://127.0.0.1:{odd.server_port}/handlers")
+    with pytest.raises(RegistryUnavailableError, match=says):
+        await registry.lookup("hello")
+
+
+async def test_another_backends_server_that_is_away_is_unavailable(opened: Open) -> None:
+    registry = await opened(timeout_s=5, url=f"http://127.0.0.1:{free_port()}/handlers")
+    for call in (lambda: registry.lookup("hello"), registry.names):
+        with pytest.raises(RegistryUnavailableError, match="does not answer"):
+            await call()
 
 
 def certificate(folder: Path) -> Path:

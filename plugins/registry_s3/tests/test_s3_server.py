@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import select
@@ -155,6 +156,21 @@ def test_an_upload_can_go_to_another_server(
 
 def context(folder: Path) -> ServerContext:
     return ServerContext(folder=folder, host="127.0.0.1", port=1, access_key="k", secret_key="s")
+
+
+@pytest.mark.parametrize(
+    ("host", "endpoint"),
+    [("::1", "http://[::1]:1"), ("0.0.0.0", "http://127.0.0.1:1"), ("::", "http://[::1]:1")],
+)
+def test_the_clusters_workers_find_the_server_wherever_it_listens(
+    tmp_path: Path, host: str, endpoint: str
+) -> None:
+    [backend] = ol_registry_backends()
+    assert backend.serve is not None
+    where = dataclasses.replace(context(tmp_path), host=host)
+    server = backend.serve(where, S3Settings())
+    assert (server.url, server.settings["endpoint"]) == (endpoint, endpoint)
+    assert server.command[server.command.index("--host") + 1] == host
 
 
 def test_other_servers_are_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
