@@ -11,6 +11,7 @@ import pytest
 
 from ol_registry_s3.plugin import ol_registry_backends
 from ol_registry_s3.settings import S3Settings
+from ol_registry_s3.store import Store
 from olcore.interfaces import Registry
 from olcore.testing.registry import WritableRegistryContract, registry_context
 
@@ -42,3 +43,21 @@ class TestNanioContract(WritableRegistryContract):
         self, tmp_path: Path, shared_nanio: Nanio, bucket: str
     ) -> Callable[[], Registry]:
         return maker(tmp_path, **shared_nanio.settings(f"{bucket}/some/prefix"))
+
+
+class TestMotoContract(WritableRegistryContract):
+    """A server that decides about conditional writes itself, as Amazon's does."""
+
+    @pytest.fixture
+    def make_registry(self, tmp_path: Path, moto: str) -> Callable[[], Registry]:
+        settings: dict[str, Any] = {
+            "url": f"s3://bucket-{uuid.uuid4().hex}",
+            "endpoint": moto,
+            "key": "testing",
+            "secret": "testing",
+            "region": "us-east-1",
+        }
+        store = Store(S3Settings(**settings), 10.0)
+        store.make_bucket()
+        store.close()
+        return maker(tmp_path, **settings)
