@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import tarfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -121,6 +124,23 @@ def test_keys_without_an_address_are_refused_unless_the_environment_has_them(
     assert "--secret-key goes with --address" in olcore("handlers", "--secret-key", "x", fails=True)
     monkeypatch.setenv("OLCORE_SECRET_KEY", "x")
     olcore("handlers")
+
+
+def test_a_large_upload_shows_how_it_goes(olcore: Said, hello: Path, tmp_path: Path) -> None:
+    (hello / "data").write_bytes(os.urandom(5 << 20))
+    arguments = ["upload", "--cluster", str(tmp_path / "cluster"), *upload(hello)[1:]]
+    ours, theirs = os.openpty()
+    command = [sys.executable, "-m", "olcore", *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs) as process:
+        os.close(theirs)
+        seen = b""
+        with suppress(OSError):  # how a terminal says that nobody writes to it any more
+            while chunk := os.read(ours, 1 << 16):
+                seen += chunk
+        os.close(ours)
+        said, _ = process.communicate()
+    assert b"Uploading hello (5." in seen
+    assert said.startswith(b"Uploaded hello (5.")
 
 
 def test_a_missing_cluster_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
