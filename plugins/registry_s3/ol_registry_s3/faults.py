@@ -21,6 +21,10 @@ class Missing(Exception):  # noqa: N818  # no error yet: the caller says which o
     """There is no such object."""
 
 
+class Nowhere(Exception):  # noqa: N818  # ditto
+    """The folder that everything is kept in does not exist."""
+
+
 class Conflict(Exception):  # noqa: N818  # ditto
     """A condition on a write did not hold."""
 
@@ -95,6 +99,9 @@ _BY_TYPE = {
     "TimeoutError": _DOWN,
     "ParamValidationError": _Fault(RegistryUnavailableError, "is no valid place", "correct url"),
     "ValueError": _Fault(RegistryError, "cannot be used"),
+    "Nowhere": _Fault(
+        RegistryUnavailableError, "the folder does not exist", "make it, mount it, or correct url"
+    ),
     "FileNotFoundError": _DOWN,  # see _NO_ANSWER
     "OSError": _Fault(RegistryUnavailableError, "has a fault"),
 }

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import fsspec
 import msgspec
 
-from ol_registry_s3.faults import Missing
+from ol_registry_s3.faults import Missing, Nowhere
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -103,7 +103,11 @@ class Store:
         Raises:
             Missing: There is none.
         """
-        info = self._fs.info(self._path(key))
+        try:
+            info = self._fs.info(self._path(key))
+        except FileNotFoundError:
+            self._check_folder()
+            raise
         if info.get("type") != "file":
             raise Missing
         return _object(info)
@@ -123,6 +127,7 @@ class Store:
         except FileNotFoundError:
             # A prefix is there when something is in it. A missing bucket is told apart by the caller's table.
             self._check_bucket()
+            self._check_folder()
             return []
         objects = [_object(info) for info in found if info.get("type") == "file"]
         # Without etags, what a listing says about an object is not all that is known.
@@ -136,6 +141,7 @@ class Store:
             self._fs.put_file(str(source), path, **extra)
             return
         arriving = self._path(f"{_ARRIVING}{uuid.uuid4().hex}")
+        self._check_folder()
         self._fs.makedirs(self._root, exist_ok=True)
         try:
             self._fs.put_file(str(source), arriving)
@@ -176,6 +182,11 @@ class Store:
 
     def _path(self, key: str) -> str:
         return f"{self._root}/{key}"
+
+    def _check_folder(self) -> None:
+        # What is mounted there is away: its handlers are not gone, and nothing may be written below it.
+        if self._protocol in _LOCAL and not self._fs.isdir(self._root):
+            raise Nowhere(self._root)
 
     def _check_bucket(self) -> None:
         if self._protocol in S3_PROTOCOLS:

@@ -34,6 +34,7 @@ class TestMemoryContract(WritableRegistryContract):
 class TestFileContract(WritableRegistryContract):
     @pytest.fixture
     def make_registry(self, tmp_path: Path) -> Callable[[], Registry]:
+        (tmp_path / "registry").mkdir()
         return maker(tmp_path, url=f"file://{tmp_path}/registry")
 
 

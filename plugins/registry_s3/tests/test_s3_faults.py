@@ -201,6 +201,28 @@ async def test_a_missing_bucket_is_no_missing_handler(
             await call()
 
 
+async def test_a_folder_that_is_not_mounted_is_no_missing_handler(
+    opened: Open, bundle: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "mounted"
+    folder.mkdir()
+    registry = await opened(url=f"file://{folder}")
+    published = await registry.publish("hello", bundle)
+    folder.rename(tmp_path / "away")
+    for call in (
+        lambda: registry.lookup("hello"),
+        registry.names,
+        lambda: registry.publish("hello", bundle),
+        lambda: registry.publish("hello", bundle, if_version=""),
+        lambda: registry.remove("hello"),
+    ):
+        with pytest.raises(RegistryUnavailableError, match=r"the folder does not exist.*mounted"):
+            await call()
+    assert not folder.exists()
+    (tmp_path / "away").rename(folder)
+    assert await registry.lookup("hello") == published
+
+
 async def test_wrong_keys_are_refused(opened: Open, shared_nanio: Nanio, bucket: str) -> None:
     registry = await opened(**{**shared_nanio.settings(bucket), "secret": "another-secret"})
     with pytest.raises(RegistryUnavailableError, match="refuses") as caught:
