@@ -16,7 +16,8 @@ from olcore.cluster import WorkerDir
 from olcore.config import build_environment, worker_context
 from olcore.errors import ClusterError, ConfigError
 from olcore.handlers.compiling import SandboxCompiler
-from olcore.handlers.manager import Manager, Options
+from olcore.handlers.manager import Manager
+from olcore.handlers.options import Options
 from olcore.handlers.packages import LOCKS, PackageOptions, Packages
 from olcore.handlers.packages.bytecode import is_ours
 from olcore.http import App, Gate, HttpOptions, RegistryAccess, make_app
@@ -36,9 +37,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _PREDECESSOR_S = 10.0
-_INSTANCES_PER_CORE = 4
-_SHARE_PERCENT = 80
-"""Of the machine's memory, for the instances of one worker unless configured otherwise."""
 
 
 class Worker:
@@ -88,7 +86,7 @@ class Worker:
                 scheduler=scheduler.make(self._settings.backends[core.scheduler]),
                 import_cache=await self._start_import_cache(undo, pool),
                 packages=await self._make_packages(undo, pool),
-                options=_options(core),
+                options=Options.of(core),
                 worker_dir=self._folder,
                 emit=self._plugins.emit,
             )
@@ -195,7 +193,7 @@ class Worker:
         core = self._settings.core
         if not core.api_key:
             return None
-        return RegistryAccess(registry=registry, api_key=core.api_key, options=_options(core))
+        return RegistryAccess(registry=registry, api_key=core.api_key, options=Options.of(core))
 
     async def _start_import_cache(
         self, undo: AsyncExitStack, pool: SandboxPool
@@ -224,25 +222,6 @@ def _is_locked(fd: int) -> bool:
     return True
 
 
-def _options(core: Config) -> Options:
-    return Options(
-        limits=core.limits,
-        max_limits=core.max_limits,
-        network=core.network,
-        max_network=core.max_network,
-        max_instances=core.max_instances or _INSTANCES_PER_CORE * (os.cpu_count() or 1),
-        max_queue=core.max_queue,
-        idle_timeout_s=core.idle_timeout_s,
-        pause_after_ms=core.pause_after_ms,
-        memory_pool_mb=core.memory_pool_mb or _machine_mb() * _SHARE_PERCENT // 100,
-        registry_cache_ms=core.registry_cache_ms,
-        registry_timeout_s=core.registry_timeout_s,
-        max_bundle_mb=core.max_bundle_mb,
-        max_bundle_files=core.max_bundle_files,
-        packages_dir=Path(core.packages_dir),
-    )
-
-
 def package_options(core: Config) -> PackageOptions:
     """Take out of the configuration where packages come from."""
     return PackageOptions(
@@ -262,7 +241,3 @@ def _http_options(core: Config) -> HttpOptions:
     # A handler may ask for more than the default, up to the maximum; only the manager knows which handler it is.
     most = max(core.limits.max_body_mb, core.max_limits.max_body_mb)
     return HttpOptions(max_body_mb=most, cors=core.cors)
-
-
-def _machine_mb() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // (1024 * 1024)

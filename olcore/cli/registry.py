@@ -108,22 +108,7 @@ class _Target:
     @property
     def options(self) -> Options:
         """What a handler may be and ask for."""
-        core = self.core
-        return Options(
-            limits=core.limits,
-            max_limits=core.max_limits,
-            network=core.network,
-            max_network=core.max_network,
-            max_instances=max(1, core.max_instances),
-            max_queue=core.max_queue,
-            idle_timeout_s=core.idle_timeout_s,
-            pause_after_ms=core.pause_after_ms,
-            memory_pool_mb=core.memory_pool_mb,
-            registry_cache_ms=core.registry_cache_ms,
-            max_bundle_mb=core.max_bundle_mb,
-            max_bundle_files=core.max_bundle_files,
-            packages_dir=Path(core.packages_dir),
-        )
+        return Options.of(self.core)
 
     def ask(self, question: Callable[[Registry], Awaitable[_Value]]) -> _Value:
         """Start the registry, ask it one thing, and close it."""
