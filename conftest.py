@@ -7,9 +7,16 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
     from collections.abc import Generator
+
+# No test asserts on time, and hypothesis would: for each example, and for how long it takes to think of them.
+settings.register_profile(
+    "untimed", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("untimed")
 
 _NOTHING_MAY_BE_SKIPPED = os.environ.get("OLCORE_REQUIRE_KERNEL") == "1"
 

@@ -315,7 +315,7 @@ def unpack_somewhere(data: bytes) -> None:
         check_inside(outer, target)
 
 
-FUZZ = settings(max_examples=150, deadline=None)
+FUZZ = settings(max_examples=150)
 
 
 @FUZZ
