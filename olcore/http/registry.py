@@ -17,7 +17,13 @@ import falcon.asgi
 import msgspec
 
 from olcore import bundles
-from olcore.errors import EventTooLargeError, RequestError, UnauthorizedError
+from olcore.errors import (
+    ConflictError,
+    EventTooLargeError,
+    HandlerNotFoundError,
+    RequestError,
+    UnauthorizedError,
+)
 from olcore.handlers import uploads
 from olcore.handlers.manager import check_name
 from olcore.handlers.options import Options
@@ -96,7 +102,7 @@ class RegistryHandler(_Resource):
             with bundle.open("xb") as file:
                 await self._receive(req, file)
             await asyncio.to_thread(uploads.check_bundle, bundle, self._options, "the bundle")
-            version = await self._registry.publish(name, bundle, _condition(req))
+            version = await self._registry.publish(name, bundle, await self._condition(req, name))
         resp.status = falcon.HTTP_201
         resp.set_header("ETag", f'"{version.version}"')
         self._end(req, resp, _told(version))
@@ -125,8 +131,22 @@ class RegistryHandler(_Resource):
         """Remove the handler."""
         self._begin(req, resp)
         check_name(name)
-        await self._registry.remove(name, _condition(req))
+        await self._registry.remove(name, await self._condition(req, name))
         self._end(req, resp, {"name": name})
+
+    async def _condition(self, req: falcon.asgi.Request, name: str) -> str | None:
+        """Say which version the client requires: none at all, a certain one, or whatever there is (RFC 9110, 13.1)."""
+        if req.get_header("If-None-Match") == "*":
+            return ""
+        wanted = req.get_header("If-Match")
+        if wanted is None:
+            return None
+        if wanted.strip() != "*":
+            return wanted.strip().strip('"')
+        try:
+            return (await self._registry.lookup(name)).version
+        except HandlerNotFoundError as error:
+            raise ConflictError(f"there is no version of {name!r}") from error
 
     async def _receive(self, req: falcon.asgi.Request, file: IO[bytes]) -> None:
         limit = self._options.max_bundle_mb << 20
@@ -156,11 +176,3 @@ async def _chunks(file: IO[bytes]) -> AsyncIterator[bytes]:
 
 def _told(version: HandlerVersion) -> dict[str, str]:
     return {"name": version.name, "version": version.version}
-
-
-def _condition(req: falcon.asgi.Request) -> str | None:
-    """Say which version the client requires: none at all, a certain one, or whatever there is."""
-    if req.get_header("If-None-Match") == "*":
-        return ""
-    wanted = req.get_header("If-Match")
-    return wanted.strip().strip('"') if wanted else None

@@ -150,6 +150,17 @@ def test_a_condition_that_does_not_hold_changes_nothing(
     assert client.simulate_put("/registry/hello", body=bundle, headers=right).status_code == 201
 
 
+def test_whatever_version_there_is_can_be_required(
+    client: falcon.testing.TestClient, bundle: bytes
+) -> None:
+    whatever = {"If-Match": "*"}
+    refused = client.simulate_put("/registry/hello", body=bundle, headers=whatever)
+    assert (refused.status_code, refused.json["error"]["code"]) == (412, "version_conflict")
+    client.simulate_put("/registry/hello", body=bundle)
+    assert client.simulate_put("/registry/hello", body=bundle, headers=whatever).status_code == 201
+    assert client.simulate_delete("/registry/hello", headers=whatever).status_code == 200
+
+
 def test_a_bad_name_is_refused(client: falcon.testing.TestClient, bundle: bytes) -> None:
     for name in ("..", "a b", "x" * 129):
         answer = client.simulate_put(f"/registry/{name}", body=bundle)
