@@ -8,10 +8,10 @@ import itertools
 import logging
 import os
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ol_sandbox_sock.links import Link
-from ol_sandbox_sock.sandbox import Cell
+from ol_sandbox_sock.sandbox import Cell, pid_of
 from olcore.errors import SandboxError, SandboxUnavailableError
 from olcore.interfaces import Death, Limits, Network
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _PREPARE_TIMEOUT_S = 20.0
+_HANDLES = 2
+"""That a cell sends: its network namespace and itself."""
 _REFILL_DELAY_S = 0.02
 """A refill waits for this long, so that it does not compete with the cold start that caused it for the processor."""
 
@@ -172,20 +174,18 @@ class CellSource:
             return cell
 
     async def _prepared(self, link: Link, ended: asyncio.Future[Death]) -> tuple[int, int]:
-        try:
-            async with asyncio.timeout(_PREPARE_TIMEOUT_S):
-                packet, fds = await link.receive()
-        except TimeoutError:
-            packet, fds = None, []
+        packet, fds = await _receive(link, _HANDLES)
+        if len(fds) == _HANDLES:
+            return fds[0], fds[1]
+        for fd in fds:
+            os.close(fd)
         if packet is None:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(1):
                     raise SandboxError(
                         f"the sandbox could not be made: {await asyncio.shield(ended)}"
                     )
-            raise SandboxUnavailableError("the zygote does not answer", retry_after_s=1)
-        netns, pidfd = fds
-        return netns, pidfd
+        raise SandboxUnavailableError("the zygote does not answer", retry_after_s=1)
 
     async def _finish(self, cell: Cell, pidfd: int, netns: int, network: Network) -> None:
         if cell.cgroup.enters_by_attach:
@@ -204,8 +204,9 @@ class CellSource:
             await cell.link.send(order)
         except OSError as error:
             raise SandboxError(f"the sandbox's network cannot be made: {error}") from error
-        packet, _ = await cell.link.receive()
+        packet, _ = await _receive(cell.link)
         if packet is None:
+            await cell.destroy()
             raise SandboxError(f"the sandbox's network cannot be made: {await cell.ended}")
 
     async def _give_back(self, uid: int, number: int, network: Network) -> None:
@@ -225,11 +226,10 @@ class CellSource:
         await asyncio.gather(*(cell.destroy() for cell in stems))
 
 
-def pid_of(pidfd: int) -> int:
-    """Say which process *pidfd* refers to."""
-    # proc_pid_fdinfo(5): the pid as this process's namespace numbers it.
-    with open(f"/proc/self/fdinfo/{pidfd}") as file:  # noqa: PTH123 -- read once per cell
-        for line in file:
-            if line.startswith("Pid:"):
-                return int(line.split()[1])
-    raise ProcessLookupError(f"descriptor {pidfd} is no pidfd")
+async def _receive(link: Link, most_fds: int = 0) -> tuple[dict[str, Any] | None, list[int]]:
+    # A zygote that has imported a stranger's code may keep us waiting.
+    try:
+        async with asyncio.timeout(_PREPARE_TIMEOUT_S):
+            return await link.receive(most_fds)
+    except TimeoutError:
+        return None, []

@@ -93,7 +93,9 @@ def _be_process_one(control: socket.socket, alive: int, tree: int, order: dict[s
     linux.move_mount(tree, "", linux.AT_FDCWD, _STEPPING_STONE, linux.MOVE_MOUNT_F_EMPTY_PATH)
     os.chdir(_STEPPING_STONE)
     # Before the old root goes: the kernel lets a user namespace mount proc only where one is fully visible already.
-    linux.mount("proc", "proc", "proc", linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC)
+    # hidepid, because a package zygote's own proc lies on this one, and the root of its user namespace can move that away.
+    flags = linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC
+    linux.mount("proc", "proc", "proc", flags, "hidepid=2")
     linux.pivot_root(".", ".")
     linux.umount2(".", linux.MNT_DETACH)
     os.chdir("/")

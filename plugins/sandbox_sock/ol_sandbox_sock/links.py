@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 from typing import TYPE_CHECKING, Any
 
@@ -40,15 +41,21 @@ class Link:
             else:
                 return
 
-    async def receive(self) -> tuple[dict[str, Any] | None, list[int]]:
-        """Receive one packet and its descriptors; ``None`` when the other end is gone."""
+    async def receive(self, most_fds: int = 0) -> tuple[dict[str, Any] | None, list[int]]:
+        """Receive one packet and at most so many descriptors; ``None`` when the other end is gone or makes no sense."""
         while True:
             try:
-                return messages.receive(self._end)
+                packet, fds = messages.receive(self._end)
             except BlockingIOError:
                 await self._ready(self._loop.add_reader, self._loop.remove_reader)
             except ConnectionError:
                 return None, []
+            else:
+                # A stranger's code may sit at the other end: what it sends unasked must not pile up in the worker.
+                kept = fds[:most_fds] if packet is not None else []
+                for fd in fds[len(kept) :]:
+                    os.close(fd)
+                return packet, kept
 
     async def _ready(self, add: Callable[..., None], remove: Callable[[int], bool]) -> None:
         fd = self._end.fileno()

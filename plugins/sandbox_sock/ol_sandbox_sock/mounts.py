@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 _CLONE = linux.OPEN_TREE_CLONE | linux.OPEN_TREE_CLOEXEC | linux.AT_RECURSIVE
 _SAFE = linux.MOUNT_ATTR_NOSUID | linux.MOUNT_ATTR_NODEV
+_QUIET = linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC
+OUTPUT_MB = 4
+"""What a package zygote may print."""
 _INODES_PER_MB = 64
 """Scratch files have 16 KiB on average at the least: a bound on kernel memory, which tmpfs inodes take."""
 
@@ -45,15 +48,24 @@ def make_scratch(folder: Path, size_mb: int) -> None:
 
 def remove_scratch(folder: Path) -> None:
     """Unmount and remove *folder*; nothing in it is looked at, so no link in it is followed. Idempotent."""
+    unmount(folder)
     with contextlib.suppress(FileNotFoundError):
-        try:
-            linux.umount2(folder, linux.MNT_DETACH | linux.UMOUNT_NOFOLLOW)
-        except OSError as error:
-            if (
-                error.errno != errno.EINVAL
-            ):  # not a mount point: an earlier call, or a start that failed half way
-                raise
         folder.rmdir()
+
+
+def bound_output(folder: Path) -> None:
+    """Bound what can be written to files in *folder*, which is there already: a small tmpfs is put on it."""
+    linux.mount("tmpfs", folder, "tmpfs", _QUIET, f"mode=755,size={OUTPUT_MB}m,nr_inodes=16")
+
+
+def unmount(folder: Path) -> None:
+    """Take away what is mounted on *folder*, if something is."""
+    try:
+        linux.umount2(folder, linux.MNT_DETACH | linux.UMOUNT_NOFOLLOW)
+    except OSError as error:
+        # Not a mount point: an earlier call, or a start that failed half way.
+        if error.errno not in {errno.EINVAL, errno.ENOENT}:
+            raise
 
 
 def below(folder: Path) -> Iterator[str]:

@@ -11,9 +11,11 @@ import signal
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from ol_sandbox_sock import linux, mounts
-from ol_sandbox_sock.cells import CellSource, pid_of
 from ol_sandbox_sock.links import Link
+from ol_sandbox_sock.sandbox import pid_of
 from ol_sandbox_sock.zygote import ZygoteLink
 from olcore.errors import SandboxError
 from olcore.interfaces import ImportRecord, Limits, Network, Zygote, ZygoteSpec
@@ -21,10 +23,15 @@ from olcore.interfaces import ImportRecord, Limits, Network, Zygote, ZygoteSpec
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ol_sandbox_sock.cgroups import WorkerCgroups
+    from ol_sandbox_sock.cells import CellSource
+    from ol_sandbox_sock.cgroups import Cgroup, WorkerCgroups
 
 _log = logging.getLogger(__name__)
+_PREPARE_TIMEOUT_S = 20.0
 _IMPORT_TIMEOUT_S = 120.0
+_END_TIMEOUT_S = 10.0
+_MOST_MODULES = 50_000
+_HANDLES = 2
 _SHARE = 16
 """A zygote's slice is this part of its parent's uids: 4,096 of 65,536, then 256, then 16."""
 _SMALLEST = 16
@@ -85,12 +92,14 @@ class SockZygote(Zygote):
             name = f"z{next(_numbers)}"
             cgroup = cgroups.make(name, limits)
             undo.push_async_callback(cgroup.remove)
+            mounts.bound_output(spec.folder)
+            undo.callback(mounts.unmount, spec.folder)
             link, theirs = Link.pair()
             undo.callback(link.close)
             packet = {"fork": "zygote", "uids": [uids.base - self._parent.uids.base, size]}
             ended = await self._parent.zygote.fork(name, packet, theirs, cgroup.entry_fds())
-            undo.push_async_callback(_ended, ended)
-            first, own = await _expect(link, "prepared", spec)
+            undo.push_async_callback(_gone, ended, cgroup)
+            first, own = await _prepared(link, spec)
             undo.callback(os.close, first)
             undo.callback(_kill, first)
             try:
@@ -98,7 +107,13 @@ class SockZygote(Zygote):
                     await asyncio.to_thread(cgroup.attach, pid_of(own))
             finally:
                 os.close(own)
-            await self._import(link, spec)
+            try:
+                async with asyncio.timeout(_IMPORT_TIMEOUT_S):
+                    await self._import(link, spec)
+            except TimeoutError:
+                raise SandboxError(
+                    f"zygote {spec.id}: its imports took over {_IMPORT_TIMEOUT_S:g} s"
+                ) from None
             zygote = ZygoteLink(link)
             await zygote.ready()
             undo.callback(zygote.close)
@@ -126,45 +141,62 @@ class SockZygote(Zygote):
         imported: list[ImportRecord] = []
         missed: set[str] = set()
         while True:
-            packet = await _receive(link, spec)
-            for module, file, self_us, self_kb in packet.get("imported", ()):
-                imported.append(
-                    ImportRecord(module=module, file=file, self_us=self_us, self_kb=self_kb)
-                )
-            missed.update(packet.get("missed", ()))
-            if "done" in packet:
+            said = await _heard(link, spec)
+            imported += (
+                ImportRecord(module=module, file=file, self_us=self_us, self_kb=self_kb)
+                for module, file, self_us, self_kb in said.imported
+            )
+            missed.update(said.missed)
+            if len(imported) + len(missed) > _MOST_MODULES:
+                raise SandboxError(f"zygote {spec.id}: it imports over {_MOST_MODULES} modules")
+            if said.done:
                 break
-        if packet["threads"]:
+        if said.threads:
             raise SandboxError(
-                f"zygote {spec.id}: its imports start {packet['threads']}, which no fork survives"
+                f"zygote {spec.id}: its imports start {said.threads}, which no fork survives"
             )
         self.imported, self.missed, self.memory_bytes = (
             imported,
             frozenset(missed),
-            packet["private_kb"] * 1024,
+            said.private_kb * 1024,
         )
 
 
-async def _receive(link: Link, spec: ZygoteSpec) -> dict[str, Any]:
-    try:
-        async with asyncio.timeout(_IMPORT_TIMEOUT_S):
-            packet, fds = await link.receive()
-    except TimeoutError:
-        raise SandboxError(
-            f"zygote {spec.id}: its imports took over {_IMPORT_TIMEOUT_S:g} s"
-        ) from None
+class _Said(msgspec.Struct):
+    """What a zygote says of its imports. Strangers' code runs there and may say anything, so it is looked at closely."""
+
+    imported: list[tuple[str, str | None, int, int]] = []
+    missed: list[str] = []
+    done: bool = False
+    threads: str = ""
+    private_kb: int = 0
+
+
+async def _heard(link: Link, spec: ZygoteSpec) -> _Said:
+    packet, _ = await link.receive()
     if packet is None:
         raise SandboxError(f"zygote {spec.id} could not be made: {_last_line(spec)}")
-    packet["fds"] = fds
-    return packet
+    try:
+        return msgspec.convert(packet, _Said)
+    except msgspec.ValidationError as error:
+        raise SandboxError(f"zygote {spec.id} says what makes no sense: {error}") from error
 
 
-async def _expect(link: Link, key: str, spec: ZygoteSpec) -> list[int]:
-    packet = await _receive(link, spec)
-    if key not in packet:
-        raise SandboxError(f"zygote {spec.id} said {packet!r} instead of {key!r}")
-    fds: list[int] = packet["fds"]
-    return fds
+async def _prepared(link: Link, spec: ZygoteSpec) -> tuple[int, int]:
+    """Wait for its process 1 and itself, as pidfds."""
+    try:
+        async with asyncio.timeout(_PREPARE_TIMEOUT_S):
+            packet, fds = await link.receive(_HANDLES)
+    except TimeoutError:
+        raise SandboxError(
+            f"zygote {spec.id} was not ready within {_PREPARE_TIMEOUT_S:g} s"
+        ) from None
+    if len(fds) == _HANDLES:
+        return fds[0], fds[1]
+    for fd in fds:
+        os.close(fd)
+    said = _last_line(spec) if packet is None else "it did not say which its processes are"
+    raise SandboxError(f"zygote {spec.id} could not be made: {said}")
 
 
 def _last_line(spec: ZygoteSpec) -> str:
@@ -172,6 +204,8 @@ def _last_line(spec: ZygoteSpec) -> str:
         lines = (spec.folder / "stderr").read_text(errors="replace").strip().splitlines()
         if lines:
             return lines[-1]
+        if not os.statvfs(spec.folder).f_bavail:
+            return f"it printed over {mounts.OUTPUT_MB} MiB"
     return "it ended without a word"
 
 
@@ -180,5 +214,8 @@ def _kill(pidfd: int) -> None:
         linux.pidfd_send_signal(pidfd, signal.SIGKILL)
 
 
-async def _ended(ended: asyncio.Future[Any]) -> None:
-    await ended
+async def _gone(ended: asyncio.Future[Any], cgroup: Cgroup) -> None:
+    """Wait for its parent's word that it ended; a parent with strangers' code in it may keep that to itself."""
+    await asyncio.wait({ended}, timeout=_END_TIMEOUT_S)
+    if not ended.done():
+        await asyncio.to_thread(cgroup.kill)

@@ -6,7 +6,9 @@ import asyncio
 import logging
 import os
 import signal
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
 
 from ol_sandbox_sock.guest.messages import BROKEN
 from olcore.errors import SandboxError, SandboxUnavailableError
@@ -20,6 +22,25 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _READY_TIMEOUT_S = 30.0
+
+
+class _Ended(msgspec.Struct, rename={"name": "ended"}):
+    """What a zygote says when a child of its ends, or could not be made."""
+
+    name: str
+    status: Annotated[int, msgspec.Meta(ge=0, le=0xFFFF)] = 0
+    error: str = ""
+
+    def death(self) -> Death:
+        """Say it as the core does; ValueError when there is no such status."""
+        if self.error:
+            return Death(cause=DeathCause.LOST, detail=self.error)
+        code = os.waitstatus_to_exitcode(self.status)
+        if code >= 0:
+            detail = "it could not be set up; the zygote's log tells why" if code == BROKEN else ""
+            return Death(cause=DeathCause.EXITED, exit_code=code, detail=detail)
+        names = {each.value: each.name for each in signal.Signals}  # not of all real-time signals
+        return Death(cause=DeathCause.SIGNALED, signal=names.get(-code, f"signal {-code}"))
 
 
 class ZygoteLink:
@@ -51,26 +72,29 @@ class ZygoteLink:
                 packet, _ = await self._link.receive()
         except TimeoutError:
             packet = None
-        if packet is None or "ready" not in packet:
+        try:
+            info = msgspec.convert(packet and packet.get("ready"), GuestInfo)
+        except msgspec.ValidationError as error:
             raise SandboxUnavailableError(
-                "the zygote did not start", hint="its log tells why: sock/zygote-*.log"
-            )
+                "the zygote did not start", hint="its log tells why: sock/zygote*.log"
+            ) from error
         self._reading = asyncio.create_task(self._read())
-        hello = packet["ready"]
-        return GuestInfo(
-            **{key: hello[key] for key in ("python", "implementation", "machine", "libc")}
-        )
+        return info
 
     async def _read(self) -> None:
         while True:
-            packet, fds = await self._link.receive()
-            for fd in fds:
-                os.close(fd)
+            packet, _ = await self._link.receive()
             if packet is None:
                 break
-            end = self._ends.pop(packet["ended"], None)
+            try:
+                ended = msgspec.convert(packet, _Ended)
+                death = ended.death()
+            except ValueError as error:  # a stranger's code may speak for a package zygote
+                _log.warning("a zygote said %.200r: %s", packet, error)
+                break
+            end = self._ends.pop(ended.name, None)
             if end is not None and not end.done():
-                end.set_result(_death(packet))
+                end.set_result(death)
         self._lose()
 
     def _lose(self) -> None:
@@ -119,16 +143,6 @@ class ZygoteLink:
             self._reading.cancel()
         self._lose()
         self._link.close()
-
-
-def _death(packet: dict[str, Any]) -> Death:
-    if "error" in packet:
-        return Death(cause=DeathCause.LOST, detail=packet["error"])
-    code = os.waitstatus_to_exitcode(packet["status"])
-    if code >= 0:
-        detail = "it could not be set up; the zygote's log tells why" if code == BROKEN else ""
-        return Death(cause=DeathCause.EXITED, exit_code=code, detail=detail)
-    return Death(cause=DeathCause.SIGNALED, signal=signal.Signals(-code).name)
 
 
 def failed(death: Death) -> SandboxError:

@@ -30,6 +30,13 @@ def send(link: socket.socket, packet: dict[str, Any], fds: Sequence[int] = ()) -
 
 
 def receive(link: socket.socket) -> tuple[dict[str, Any] | None, list[int]]:
-    """Receive one packet and its descriptors, which are close-on-exec; ``None`` when the other end is gone."""
+    """Receive one packet and its descriptors, which are close-on-exec.
+
+    The packet is ``None`` when the other end is gone, or says what is no packet of ours.
+    """
     raw, fds, _flags, _address = socket.recv_fds(link, LARGEST, MOST_FDS, socket.MSG_CMSG_CLOEXEC)
-    return (json.loads(raw) if raw else None), fds
+    try:
+        packet = json.loads(raw)
+    except (ValueError, RecursionError):  # of nothing, too
+        packet = None
+    return (packet if isinstance(packet, dict) else None), fds

@@ -93,10 +93,14 @@ def _keep(fds: list[int], pipes: tuple[int, int], run: Callable[[socket.socket],
     os.setgroups([])
     os.setresgid(0, 0, 0)
     os.setresuid(0, 0, 0)
-    # Dumpable again after set*id, or /proc/<child>/uid_map would belong to the host's root, out of our children's reach.
-    linux.prctl(linux.PR_SET_DUMPABLE, 1)
+    # What the zygote imports is a stranger's and root here: it must not write into its parents' memory, which are in
+    # other pid namespaces than it or without a filter. Set*id makes them undumpable unless fs.suid_dumpable is 1.
+    linux.prctl(linux.PR_SET_DUMPABLE, 0)
     os.dup2(fds[0], _CONTROL_FD)
     linux.close_range(_CONTROL_FD + 1, linux.LAST_FD)
+    bpf = filters.read("zygote")
+    if bpf:
+        linux.seccomp_load(bpf)  # as the root of a user namespace, without no-new-privileges
     first = os.fork()
     if first == 0:
         _guarded(lambda: _be_process_one(run))
@@ -127,6 +131,8 @@ def _be_process_one(run: Callable[[socket.socket], None]) -> None:
 
 
 def _import_and_run(control: socket.socket, run: Callable[[socket.socket], None]) -> None:
+    # Unlike its parents, or /proc/<child>/uid_map would belong to the host's root, out of reach for mapping a child.
+    linux.prctl(linux.PR_SET_DUMPABLE, 1)
     # The worker kills process 1, our parent, to end all; by a descriptor, since a pid could be reused.
     handles = [linux.pidfd_open(pid) for pid in (os.getppid(), os.getpid())]
     messages.send(control, {"prepared": True}, handles)
@@ -141,9 +147,6 @@ def _import_and_run(control: socket.socket, run: Callable[[socket.socket], None]
     for tree in code:
         linux.move_mount(tree, "", linux.AT_FDCWD, "/handler", linux.MOVE_MOUNT_F_EMPTY_PATH)
     linux.close_range(_CONTROL_FD + 1, linux.LAST_FD)
-    bpf = filters.read("zygote")
-    if bpf:
-        linux.seccomp_load(bpf)  # as the root of a user namespace, without no-new-privileges
     random.seed()
     os.environ.update(order["environment"])
     sys.path[:] = [*order["sys_path"], *sys.path]
