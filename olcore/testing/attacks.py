@@ -158,6 +158,7 @@ class AttackSuite(SandboxFixtures):
                 "victim_pid": victim.pid,
                 "victim_port": where["port"],
                 "victim_addresses": where["addresses"],
+                "memory_mb": self.limits.memory_mb,
                 "max_processes": self.limits.max_processes,
                 "scratch_mb": self.limits.scratch_mb,
                 "tmp_mb": self.limits.tmp_mb,

@@ -21,6 +21,7 @@ NUMBERS = {
     "finit_module": (313, 273),
     "fsopen": (430, 430),
     "init_module": (175, 105),
+    "io_setup": (206, 0),
     "io_uring_setup": (425, 425),
     "ioperm": (173, None),
     "iopl": (172, None),

@@ -12,6 +12,7 @@ import socket
 import time
 
 from . import Event, attack
+from .raw import syscall
 
 _kept: list[object] = []
 F_SETPIPE_SZ = 1031
@@ -144,6 +145,45 @@ def pass_descriptors_without_end(event: Event) -> str:
     except OSError:
         pass  # ETOOMANYREFS, or its own descriptors are used up
     return "took its share"
+
+
+@attack("took its share", "died: out of memory: over its limit of 192 MiB")
+def take_all_memory_of_tcp(event: Event) -> str:
+    """The kernel has one bound for the whole machine, and what fills it need not count as anybody's memory."""
+    before = _tcp_bytes()
+    block = bytes(1 << 20)
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8 << 20)
+    listener.bind(("127.0.0.1", 0))
+    listener.listen(1)
+    for _ in range(400):
+        client = socket.socket()
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8 << 20)
+        client.connect(listener.getsockname())
+        _kept.append((client, listener.accept()[0]))
+        client.setblocking(False)
+        try:
+            while True:
+                client.send(block)
+        except OSError:
+            pass  # its buffers are full, or its share is used up
+        taken = _tcp_bytes() - before
+        if taken > 2 * event["memory_mb"] << 20:
+            return f"took {taken >> 20} MiB"
+    return "took its share"
+
+
+def _tcp_bytes() -> int:
+    with open("/proc/net/sockstat") as file:
+        line = next(line for line in file if line.startswith("TCP:"))
+    return int(line.split()[-1]) * resource.getpagesize()
+
+
+@attack("ENOSYS", "EPERM")
+def take_all_asynchronous_io(event: Event) -> None:
+    """The kernel counts requests that may be in flight for the whole machine: fs.aio-max-nr."""
+    context = ctypes.c_ulong(0)
+    syscall("io_setup", 1 << 14, ctypes.byref(context))
 
 
 @attack("EPERM", "EACCES", "ValueError")

@@ -66,6 +66,8 @@ class V1:
             memory.reverse()
         return (
             *memory,
+            # What TCP buffers is not in the others, and no handler may take the machine's (net.ipv4.tcp_mem).
+            Write("memory", "memory.kmem.tcp.limit_in_bytes", size, is_optional=True),
             Write("cpu", "cpu.cfs_period_us", str(_PERIOD_US)),
             Write("cpu", "cpu.cfs_quota_us", str(limits.cpu_percent * _PERIOD_US // 100)),
             Write("pids", "pids.max", str(limits.max_processes)),

@@ -25,6 +25,7 @@ def test_limits_of_v1_set_memory_before_memory_and_swap() -> None:
     assert [write.describe() for write in cgroup_files.V1().limits(LIMITS, None)] == [
         "memory: memory.limit_in_bytes = 67108864",
         "memory: memory.memsw.limit_in_bytes = 67108864",
+        "memory: memory.kmem.tcp.limit_in_bytes = 67108864",
         "cpu: cpu.cfs_period_us = 100000",
         "cpu: cpu.cfs_quota_us = 50000",
         "pids: pids.max = 20",
