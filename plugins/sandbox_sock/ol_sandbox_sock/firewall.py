@@ -23,6 +23,11 @@ from ol_sandbox_sock import nft
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+SET = "connections"
+"""The set in which each instance's connections are counted."""
+_MOST_CONNECTIONS = 4096
+_SHARE = 16
+_TABLE_SIZE = Path("/proc/sys/net/netfilter/nf_conntrack_max")
 LINK_LOCAL = IPv4Network("169.254.0.0/16")
 """Where clouds keep the metadata service, which hands out the machine's credentials."""
 _TCP, _UDP, _DNS = 6, 17, 53
@@ -64,8 +69,20 @@ CHAINS = (
 )
 
 
+def most_connections() -> int:
+    """Say how many connections one instance may have: a small part of those that the kernel can remember."""
+    try:
+        return min(_MOST_CONNECTIONS, int(_TABLE_SIZE.read_text()) // _SHARE)
+    except FileNotFoundError:  # nobody has loaded the module yet; its default is larger than that
+        return _MOST_CONNECTIONS
+
+
 def plan(
-    ours: str, block: IPv4Network, pool: IPv4Network, nameservers: Sequence[str]
+    ours: str,
+    block: IPv4Network,
+    pool: IPv4Network,
+    nameservers: Sequence[str],
+    connections: int = _MOST_CONNECTIONS,
 ) -> Sequence[Rule]:
     """List the rules.
 
@@ -74,6 +91,7 @@ def plan(
         block: The addresses of this worker's instances.
         pool: The addresses of every worker's instances.
         nameservers: Addresses to which DNS is let through, whosever they are.
+        connections: How many an instance may have at once.
     """
     came = nft.came_by(ours)
     arriving = [
@@ -84,7 +102,10 @@ def plan(
             came + nft.is_spoofed() + nft.drop(),
         ),
     ]
-    local, passing = [], []
+    # The kernel's table of connections is the whole machine's; when it is full, new ones of everybody's are dropped.
+    many = came + nft.begins() + nft.is_of_more_than(connections, SET) + nft.drop()
+    text = f"more than {connections} connections of one instance: drop"
+    local, passing = [Rule("local", text, many)], [Rule("passing", text, many)]
     for address in map(IPv4Address, nameservers):
         for protocol in (_UDP, _TCP):
             asks = came + nft.is_for_port(protocol, _DNS) + nft.is_to(address) + nft.accept()
@@ -147,11 +168,31 @@ def _tables(family: int) -> Iterator[Any]:
         client.close()
 
 
+class _Counts:
+    """The set of addresses with their connections, as the kernel wants it; pyroute2's own cannot be added to by a rule."""
+
+    def __init__(self, table: str) -> None:
+        self._table = table
+
+    def as_netlink(self) -> dict[str, object]:
+        return {
+            "NFTA_SET_TABLE": self._table,
+            "NFTA_SET_NAME": SET,
+            "NFTA_SET_KEY_TYPE": 7,  # ipv4_addr of nftables' datatype.h; the kernel does not look
+            "NFTA_SET_KEY_LEN": 4,
+            "NFTA_SET_ID": 1,
+            "NFTA_SET_FLAGS": {"NFT_SET_EVAL"},
+        }
+
+
 def install(table: str, rules: Sequence[Rule]) -> None:
     """Make our table; one of that name is replaced."""
     remove(table)
     with _tables(_INET) as client:
         client.table("add", name=table)
+        # pyroute2 0.9 means to iterate over the answer, which is a list, once the kernel has made the set.
+        with contextlib.suppress(TypeError):
+            client.sets("add", set=_Counts(table))
         for chain in CHAINS:
             client.chain(
                 "add",

@@ -113,9 +113,9 @@ class Nat:
                 _turn_forwarding_on(self._run)
                 undo.callback(firewall.remove, _table(label))
                 resolvers = [address for address in nameservers if ":" not in address]
-                firewall.install(
-                    _table(label), firewall.plan(self._ours, self._block, pool, resolvers)
-                )
+                most = firewall.most_connections()
+                rules = firewall.plan(self._ours, self._block, pool, resolvers, most)
+                firewall.install(_table(label), rules)
                 undo.callback(firewall.disallow_beside_docker, self._ours)
                 firewall.allow_beside_docker(self._ours)
                 self._ip = _client()
@@ -127,7 +127,7 @@ class Nat:
                 raise
             raise BackendUnusableError(
                 f"the network nat cannot be set up: {error}",
-                hint="the kernel needs nf_tables with nft_fib, nft_masq and nft_ct",
+                hint="the kernel needs nf_tables with nft_fib, nft_masq, nft_ct and nft_connlimit",
             ) from error
         self._free = deque(range(1, self._block.num_addresses - 1))
 

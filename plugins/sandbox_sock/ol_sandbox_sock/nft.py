@@ -17,7 +17,8 @@ _REGISTER, _VERDICT_REGISTER = 1, 0
 _EQUAL, _NOT_EQUAL = 0, 1
 _META_IIFNAME, _META_OIFNAME, _META_NFPROTO, _META_L4PROTO = 6, 7, 15, 16
 _NETWORK_HEADER, _TRANSPORT_HEADER = 1, 2
-_CT_STATE, _CT_ESTABLISHED, _CT_RELATED = 0, 2, 4
+_CT_STATE, _CT_ESTABLISHED, _CT_RELATED, _CT_NEW = 0, 2, 4, 8
+_ADD = 0
 _FIB_SADDR, _FIB_DADDR, _FIB_IIF = 1, 2, 8
 _RTN_LOCAL = 2
 _NFPROTO_IPV4 = 2
@@ -99,9 +100,25 @@ def _address(offset: int, network: IPv4Network) -> Expressions:
 
 def is_an_answer() -> Expressions:
     """The packet belongs to a connection that the other side began."""
-    state = struct.pack(
-        "=I", _CT_ESTABLISHED | _CT_RELATED
-    )  # registers are in the machine's own byte order
+    return _state(_CT_ESTABLISHED | _CT_RELATED)
+
+
+def begins() -> Expressions:
+    """The packet begins a connection, or what the kernel takes for one."""
+    return _state(_CT_NEW)
+
+
+def is_of_more_than(count: int, addresses: str) -> Expressions:
+    """The packet's source has more connections than that; the set *addresses* of the table remembers each source's."""
+    over = _expression("connlimit", count=count, flags={"NFT_LIMIT_F_INV"})
+    return (
+        _expression("payload", dreg=_REGISTER, base=_NETWORK_HEADER, offset=12, len=4),
+        _expression("dynset", set_name=addresses, op=_ADD, sreg_key=_REGISTER, expr=over),
+    )
+
+
+def _state(bits: int) -> Expressions:
+    state = struct.pack("=I", bits)  # registers are in the machine's own byte order
     return (
         _expression("ct", dreg=_REGISTER, key=_CT_STATE),
         _masked(state),

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import socket
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from ipaddress import IPv4Network
 from pathlib import Path
 
@@ -14,7 +16,16 @@ import pytest
 
 from ol_sandbox_sock import firewall
 from ol_sandbox_sock.network import Nat
-from plugins.sandbox_sock.tests.worlds import DROP_S, HOST, METADATA, OUTSIDE, Place, World, made
+from plugins.sandbox_sock.tests.worlds import (
+    DROP_S,
+    HOST,
+    METADATA,
+    OUTSIDE,
+    REACH_S,
+    Place,
+    World,
+    made,
+)
 
 
 def test_the_plan_lets_nothing_to_the_host_but_dns() -> None:
@@ -27,9 +38,11 @@ def test_the_plan_lets_nothing_to_the_host_but_dns() -> None:
         "arriving: DNS to 192.0.2.53 by protocol 17: accept",
         "arriving: DNS to 192.0.2.53 by protocol 6: accept",
         "arriving: for this host: drop",
+        "local: more than 4096 connections of one instance: drop",
         "local: DNS to 192.0.2.53 by protocol 17: accept",
         "local: DNS to 192.0.2.53 by protocol 6: accept",
         "local: anything else: drop",
+        "passing: more than 4096 connections of one instance: drop",
         "passing: DNS to 192.0.2.53 by protocol 17: accept",
         "passing: DNS to 192.0.2.53 by protocol 6: accept",
         "passing: link-local, metadata services: drop",
@@ -74,6 +87,25 @@ def test_an_instance_reaches_dns_on_the_host_and_nothing_else_there(world: World
         question, asker = resolver.recvfrom(100)
         assert question == b"question"
         assert asker[0] == address.address
+
+
+def test_an_instance_pings_the_outside_and_no_address_of_the_host(world: World) -> None:
+    instance, address = world.instance(world.nat(), 1)
+
+    def pings(target: str, within_s: float) -> bool:
+        echo = struct.pack("!BBHHH", 8, 0, ~(0x0800 + 1) & 0xFFFF, 0, 1)  # type, code, checksum
+        with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as raw:
+            raw.settimeout(within_s)
+            raw.sendto(echo, (target, 0))
+            try:
+                return raw.recv(100)[20] == 0  # an echo reply, behind its IPv4 header
+            except TimeoutError:
+                return False
+
+    assert instance.run(pings, OUTSIDE, REACH_S)
+    for local in (HOST, address.gateway, "198.51.100.255", "255.255.255.255"):
+        with suppress(OSError):  # no leave to send to all
+            assert not instance.run(pings, local, DROP_S)
 
 
 def test_an_instance_does_not_reach_a_port_that_the_host_sends_on(world: World) -> None:
@@ -125,6 +157,24 @@ def test_a_spoofed_source_goes_nowhere(world: World) -> None:
             one.send(address.address, target, port, b"true")
         assert outside.recv(100) == b"true"
         assert resolver.recv(100) == b"true"
+
+
+def test_one_instance_does_not_fill_the_machines_table_of_connections(world: World) -> None:
+    nat = world.nat()
+    (one, _), (two, _) = world.instance(nat, 1), world.instance(nat, 2)
+
+    def flood() -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            for port in range(10000, 16000):
+                sender.sendto(b"x", (OUTSIDE, port))
+
+    def remembered() -> int:
+        return int(Path("/proc/sys/net/netfilter/nf_conntrack_count").read_text())
+
+    one.run(flood)
+    most = firewall.most_connections()
+    assert most / 2 < world.host.run(remembered) <= most + 10
+    assert two.reaches(OUTSIDE, 7000) == HOST
 
 
 def test_ipv6_goes_nowhere(world: World) -> None:
