@@ -6,8 +6,10 @@ import http.client
 import os
 import random
 import signal
+import socket
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
@@ -19,7 +21,7 @@ from tests.integration.clusters import Cluster, await_end, await_true, children
 pytestmark = [pytest.mark.kernel, pytest.mark.slow, pytest.mark.timeout(1500)]
 
 KILLS = 200
-SHARES = {"worker": 15, "arbiter": 8, "launcher": 12, "zygote": 25}
+SHARES = {"worker": 15, "arbiter": 8, "launcher": 12, "zygote": 20, "package zygote": 15}
 """Of the kills; the rest are instances, which are quick to come back."""
 CLIENTS = 3
 ECHO = "def handler(event):\n    return event\n"
@@ -61,9 +63,15 @@ def _victims(cluster: Cluster) -> dict[str, list[int]]:
     arbiter = cluster.arbiter()
     found: dict[str, list[int]] = {"arbiter": [arbiter], "worker": children(arbiter)}
     level = found["worker"]
-    for kind in ("launcher", "process 1", "zygote", "instance"):
+    for kind in ("launcher", "process 1", "zygote"):
         level = [child for pid in level for child in children(pid)]
         found[kind] = level
+    forked = [child for pid in level for child in children(pid)]
+    # Handlers here start no process. What has a child keeps a package zygote, or a snapshot: its child's child.
+    first = [child for keeper in forked for child in children(keeper)]
+    found["package zygote"] = [child for pid in first for child in children(pid)]
+    found["instance"] = [pid for pid in forked if not children(pid)]
+    found["instance"] += [child for pid in found["package zygote"] for child in children(pid)]
     return found
 
 
@@ -75,24 +83,36 @@ def _kinds(luck: random.Random) -> Iterator[str]:
 
 
 def _kill(cluster: Cluster, kind: str, luck: random.Random) -> None:
-    candidates = await_true(lambda: _victims(cluster).get(kind), f"there is a {kind} to kill")
-    victim = luck.choice(candidates)
-    below = descendants(victim)
-    try:
-        os.kill(victim, signal.SIGKILL)
-    except ProcessLookupError:
-        return  # it went by itself in the meantime
-    await_end([victim, *below])
+    killed = await_true(lambda: _kill_one(cluster, kind, luck), f"there is a {kind} to kill")
+    await_end(killed)
     if kind == "arbiter":
+        await_true(lambda: not _interfaces(), "every interface is gone")
         cluster.start()
     await_true(lambda: cluster.request("GET", "/status").status == 200, "the worker answers")
+
+
+def _kill_one(cluster: Cluster, kind: str, luck: random.Random) -> list[int]:
+    """Kill one, and return it with all below it; nothing when there is none, or it went by itself meanwhile."""
+    candidates = _victims(cluster)[kind]
+    if not candidates:
+        return []
+    victim = luck.choice(candidates)
+    below = descendants(victim)
+    with suppress(ProcessLookupError):
+        os.kill(victim, signal.SIGKILL)
+        return [victim, *below]
+    return []
+
+
+def _interfaces() -> list[str]:
+    return [name for _, name in socket.if_nameindex() if name.startswith("ol")]
 
 
 @pytest.mark.parametrize("seed", [20261125])
 def test_two_hundred_kills_leave_nothing(running: Cluster, seed: int) -> None:
     luck = random.Random(seed)
     for number in range(CLIENTS):
-        running.add(f"echo{number}", ECHO)
+        running.add(f"echo{number}", ECHO, olcore_toml="snapshot = true\n" if number == 0 else "")
     with Load(running) as load:
         for kind in _kinds(luck):
             before = load.answered
