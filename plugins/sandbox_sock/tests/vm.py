@@ -37,7 +37,10 @@ $b mkdir /rw/up /rw/work
 $b mount -t overlay -o lowerdir=/host,upperdir=/rw/up,workdir=/rw/work overlay /new
 $b cp /command /new/command
 for folder in proc sys dev tmp run; do $b mkdir -p /new/$folder; done
+here=$($b cat /here)
+$b mkdir /here.d && $b mount --bind "/new$here" /here.d
 $b mount -t tmpfs -o mode=1777 tmp /new/tmp
+case $here in /tmp/*) $b mkdir -p "/new$here" && $b mount --move /here.d "/new$here";; esac
 $b mount -t tmpfs run /new/run
 $b mkdir /new/run/kernel
 $b mount --bind "/host/$($b cat /kernel)" /new/run/kernel
@@ -51,7 +54,7 @@ $b mount --move /proc /new/proc
 exec $b switch_root /new /bin/sh /command
 """
 
-# switch_root wants a root that no other mount is on, and SOCK pivots: both work on the overlay, not on the initramfs.
+# A checkout below /tmp is kept, though the rest of /tmp is empty. switch_root wants a root that no other mount is on, and SOCK pivots: both work on the overlay, not on the initramfs.
 COMMAND = """
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root {environment}
 mkdir -p /lib/modules && ln -sfn /run/kernel/lib/modules/{release} /lib/modules/{release}
@@ -118,6 +121,7 @@ def make_initramfs(root: Path, command: str, target: Path) -> None:
         (tree / "modules").write_text("\n".join(module.name for module in modules))
         (tree / "kernel").write_text(str(root))
         (tree / "command").write_text(command)
+        (tree / "here").write_text(str(Path.cwd()))
         (tree / "init").write_text(INIT)
         (tree / "init").chmod(0o755)
         names = "\n".join(str(path.relative_to(tree)) for path in tree.rglob("*"))
