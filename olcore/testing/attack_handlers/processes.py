@@ -23,12 +23,12 @@ def _numbers() -> list[int]:
 
 @attack("own only")
 def see_other_processes(event: Event) -> str:
-    """/proc shows its own processes, and few."""
-    names = set()
+    """/proc shows its own processes, and few; they are counted, since forks of one zygote have one command line."""
+    seen = []
     for pid in _numbers():
         with open(f"/proc/{pid}/cmdline") as file:
-            names.add(file.read())
-    return "own only" if len(names) <= 3 else f"saw {sorted(names)}"
+            seen.append(file.read())
+    return "own only" if len(seen) <= 3 else f"saw {sorted(seen)}"
 
 
 @attack("ESRCH", "EPERM")
