@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+_NAT_POOL = "100.87.0.0/16"
+
 
 class SockSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What an operator may set."""
@@ -23,5 +25,22 @@ class SockSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Memory limit of a package zygote in MiB."""
     uid_base: Annotated[int, Meta(ge=0, le=0xFFFF0000)] = 0
     """First host uid for sandboxes; 0 picks a range above those of /etc/subuid."""
-    nat_pool: str = "100.87.0.0/16"
+    nat_pool: str = _NAT_POOL
     """Private addresses for the network ``nat``."""
+
+    def __post_init__(self) -> None:
+        if self.nat_pool == _NAT_POOL and not self.nameservers:
+            return
+        # Imported here, because every command reads settings and few clusters have these.
+        from ipaddress import IPv4Network, ip_address
+
+        # msgspec says which key of the file a ValueError is about, but not which of this struct.
+        try:
+            IPv4Network(self.nat_pool)
+        except ValueError as error:
+            raise ValueError(f"nat_pool: {error}") from error
+        for address in self.nameservers:
+            try:
+                ip_address(address)
+            except ValueError as error:
+                raise ValueError(f"nameservers: {error}") from error
