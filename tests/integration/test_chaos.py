@@ -112,9 +112,12 @@ def _interfaces() -> list[str]:
 def test_two_hundred_kills_leave_nothing(running: Cluster, seed: int) -> None:
     luck = random.Random(seed)
     for number in range(CLIENTS):
-        running.add(f"echo{number}", ECHO, olcore_toml="snapshot = true\n" if number == 0 else "")
+        running.add(f"echo{number}", ECHO)
     with Load(running) as load:
-        for kind in _kinds(luck):
+        for number, kind in enumerate(_kinds(luck)):
+            if kind == "package zygote":
+                # New code, because a snapshot that did not survive its first fork is not made again for the same.
+                running.add("echo0", f"{ECHO}# {number}\n", olcore_toml="snapshot = true\n")
             before = load.answered
             _kill(running, kind, luck)
             await_true(
