@@ -107,13 +107,7 @@ class SockZygote(Zygote):
                     await asyncio.to_thread(cgroup.attach, pid_of(own))
             finally:
                 os.close(own)
-            try:
-                async with asyncio.timeout(_IMPORT_TIMEOUT_S):
-                    await self._import(link, spec)
-            except TimeoutError:
-                raise SandboxError(
-                    f"zygote {spec.id}: its imports took over {_IMPORT_TIMEOUT_S:g} s"
-                ) from None
+            await self._import(link, spec, cgroup, limits.memory_mb)
             zygote = ZygoteLink(link)
             await zygote.ready()
             undo.callback(zygote.close)
@@ -122,7 +116,24 @@ class SockZygote(Zygote):
             await self.source.fill(Network.NONE)
             self._undo = undo.pop_all()
 
-    async def _import(self, link: Link, spec: ZygoteSpec) -> None:
+    async def _import(self, link: Link, spec: ZygoteSpec, cgroup: Cgroup, memory_mb: int) -> None:
+        try:
+            async with asyncio.timeout(_IMPORT_TIMEOUT_S):
+                await self._order(link, spec)
+                await self._learn(link, spec)
+        except TimeoutError:
+            raise SandboxError(
+                f"zygote {spec.id}: its imports took over {_IMPORT_TIMEOUT_S:g} s"
+            ) from None
+        except SandboxError as error:
+            if not cgroup.oom_kills():
+                raise
+            raise SandboxError(
+                f"zygote {spec.id}: its imports are over its limit of {memory_mb} MiB",
+                hint="raise sock.zygote_memory_mb",
+            ) from error
+
+    async def _order(self, link: Link, spec: ZygoteSpec) -> None:
         order = {
             "sys_path": list(spec.sys_path),
             "imports": list(spec.imports),
@@ -138,6 +149,8 @@ class SockZygote(Zygote):
         finally:
             for fd in fds:
                 os.close(fd)
+
+    async def _learn(self, link: Link, spec: ZygoteSpec) -> None:
         imported: list[ImportRecord] = []
         missed: set[str] = set()
         while True:

@@ -90,7 +90,7 @@ class TestHostileZygotes(SandboxFixtures):
     @pytest.fixture
     async def pool(self, context: WorkerContext, tmp_path: Path) -> AsyncIterator[SandboxPool]:
         with assert_no_leaks(tmp_path):
-            pool = SockPool(context, SockSettings(stem_cells=1))
+            pool = SockPool(context, SockSettings(stem_cells=1, zygote_memory_mb=96))
             await pool.start()
             yield pool
             await pool.close()
@@ -132,6 +132,16 @@ class TestHostileZygotes(SandboxFixtures):
         assert await self._found(rig, context, FLOOD) == "ENOSPC"
         [output] = (context.worker_dir / "import-cache").glob("*/stdout")
         assert output.stat().st_size <= 4 << 20
+
+    async def test_it_has_a_memory_limit_of_its_own_which_is_named(
+        self, rig: Rig, context: WorkerContext
+    ) -> None:
+        with pytest.raises(SandboxError, match="over its limit of 96 MiB"):
+            await self._zygote(rig, context, "kept = bytearray(b'x') * (200 << 20)\n")
+
+    async def test_it_has_no_network(self, rig: Rig, context: WorkerContext) -> None:
+        source = "import socket\nFOUND = [name for _, name in socket.if_nameindex()]\n"
+        assert await self._found(rig, context, source) == ["lo"]
 
     async def test_printing_without_end_is_given_as_the_reason(
         self, rig: Rig, context: WorkerContext
