@@ -219,18 +219,29 @@ class SockPool(ZygotePool):
         if spec.network is Network.NAT and Network.NAT not in self._networks:
             await self._connect(self._undo)
         source = await self._origin(spec)
-        cell = await source.take(spec.network)
-        try:
-            if spec.limits != source.limits:
-                cell.cgroup.set_limits(spec.limits)
-            await _hand_over(cell, spec, source.limits, shown=self._context.packages_dir)
-        except OSError as error:
-            await cell.destroy()
-            raise SandboxError(f"the sandbox could not be made: {error}") from error
+        cell = await self._serving(spec, source)
         sandbox = SockSandbox(spec.id, cell, spec.limits)
         self._live.add(sandbox)
         cell.ended.add_done_callback(lambda _: self._live.discard(sandbox))
         return sandbox
+
+    async def _serving(self, spec: SandboxSpec, source: CellSource) -> Cell:
+        """Take a cell and give it its handler."""
+        stems_left = self._settings.stem_cells
+        while True:
+            cell = await source.take(spec.network)
+            try:
+                if spec.limits != source.limits:
+                    cell.cgroup.set_limits(spec.limits)
+                await _hand_over(cell, spec, source.limits, shown=self._context.packages_dir)
+            except OSError as error:
+                await cell.destroy()
+                # A stem cell that was killed while it waited is no reason to fail.
+                if not stems_left or not isinstance(error, ConnectionError):
+                    raise SandboxError(f"the sandbox could not be made: {error}") from error
+                stems_left -= 1
+            else:
+                return cell
 
     async def _origin(self, spec: SandboxSpec) -> CellSource:
         """Choose what to fork: the named zygote, else the root zygote; the one in the host's network has no others."""

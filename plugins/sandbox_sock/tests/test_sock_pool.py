@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import signal
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -252,6 +253,16 @@ class TestDeaths(Pooled):
             os.kill(pid, signal.SIGKILL)
         await gone(below - set(launchers))
         assert await (await rig.run(ECHO)).call("again") == "again"
+
+    async def test_stem_cells_that_were_killed_are_no_reason_to_fail(self, rig: Rig) -> None:
+        zygote = _parent((await rig.run(ECHO)).pid)
+        for pid in descendants(zygote):
+            pidfd = os.pidfd_open(pid)
+            os.kill(pid, signal.SIGKILL)
+            # Not on the event loop, or the pool would have heard of their end before it takes one.
+            assert select.select([pidfd], [], [], DEADLINE_S)[0]
+            os.close(pidfd)
+        assert await (await rig.run(ECHO)).call("well") == "well"
 
     async def test_a_cell_that_cannot_be_set_up_says_where_to_look(
         self, rig: Rig, tmp_path: Path
