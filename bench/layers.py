@@ -63,7 +63,7 @@ class _NoCgroups:
     def oom_kills(self) -> int:
         return 0
 
-    async def remove(self) -> None:
+    async def remove(self, _deadline_s: float = 0) -> None:
         """Nothing was made."""
 
 
