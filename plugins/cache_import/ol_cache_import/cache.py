@@ -105,7 +105,7 @@ class TreeCache(ImportCache):
             zygote = self._zygotes[node.id]
             if zygote.alive:
                 if is_new:
-                    self._ledger.assume(demand, self._modules_of(node))
+                    demand.note(self._modules_of(node))
                 return zygote
             self._forget(node)
             self._wake()
@@ -135,7 +135,7 @@ class TreeCache(ImportCache):
         return freed
 
     def describe(self) -> Sequence[dict[str, object]]:
-        now_s = self._clock()
+        values = self._tree.values(self._ledger, self._clock())
         return [
             {
                 "id": node.id,
@@ -144,7 +144,7 @@ class TreeCache(ImportCache):
                 "imports": list(node.imports),
                 "modules": len(node.loaded),
                 "memory_mb": round(node.memory_bytes / (1 << 20), 1),
-                "value_ms": round(self._tree.value(node, self._ledger, now_s) / 1000, 1),
+                "value_ms": round(values[node.id] / 1000, 1),
                 "descendants": self._zygotes[node.id].descendants,
             }
             for node in self._tree.nodes.values()
@@ -181,13 +181,27 @@ class TreeCache(ImportCache):
             await self._make_preloaded(self._preload)
         refused: set[frozenset[str]] = set()
         before = len(self._tree.nodes)
-        while plan := self._growth.next(self._clock(), frozenset(refused)):
+        while plan := await self._next_plan(frozenset(refused)):
             # Once a turn at most, whatever comes of it: what did not help once will not the second time.
             refused.add(plan.wheels)
-            if await self._make_room(plan):
+            # Its parent may have been given up meanwhile; the next turn then finds another.
+            if await self._make_room(plan) and self._is_there(plan.parent):
                 await self._grow(plan)
         if self._settings.learn and (refused or before != len(self._tree.nodes)):
             self._save()
+
+    async def _next_plan(self, refused: frozenset[frozenset[str]]) -> Plan | None:
+        search = self._growth.search(self._clock(), refused)
+        while True:
+            try:
+                next(search)
+            except StopIteration as end:
+                plan: Plan | None = end.value
+                return plan
+            await asyncio.sleep(0)  # requests go first
+
+    def _is_there(self, node: Node | None) -> bool:
+        return node is None or node.id in self._zygotes
 
     async def _sweep(self) -> None:
         for node in [one for one in self._tree.nodes.values() if not self._zygotes[one.id].alive]:
@@ -227,7 +241,8 @@ class TreeCache(ImportCache):
             node = self._tree.least_worth(self._ledger, now_s, self._is_idle)
             if node is None or node is plan.parent:
                 return False
-            worth = self._tree.value(node, self._ledger, now_s) / max(node.memory_bytes, 1)
+            value = self._tree.values(self._ledger, now_s)[node.id]
+            worth = value / max(node.memory_bytes, 1)
             if worth >= plan.worth:
                 return False
             await self._give_up(node)
@@ -303,8 +318,7 @@ class TreeCache(ImportCache):
             self._unfit.poison.add(plan.wheels - had)
 
     async def _give_up(self, node: Node) -> int:
-        zygote = self._zygotes.pop(node.id)
-        del self._tree.nodes[node.id]
+        zygote = self._take_out(node)
         await zygote.destroy()
         self._remove_folder(node.id)
         _log.info("import cache: freed zygote %s with %s", node.id, _said(node.wheels))
@@ -314,8 +328,12 @@ class TreeCache(ImportCache):
         """Choose *node* and what is below it no more; their zygotes go when nothing lives that was forked from them."""
         for child in self._tree.children(node):
             self._forget(child)
+        self._retired.append(self._take_out(node))
+
+    def _take_out(self, node: Node) -> Zygote:
         del self._tree.nodes[node.id]
-        self._retired.append(self._zygotes.pop(node.id))
+        self._ledger.forget_node(node.id)
+        return self._zygotes.pop(node.id)
 
     def _guess(self, demand: Demand) -> Node | None:
         return None if demand.modules else self._tree.guess(demand)

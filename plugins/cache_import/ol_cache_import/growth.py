@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 from ol_cache_import.tree import LEAST_BYTES, Plan
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Generator, Iterable, Mapping, Sequence
 
     from ol_cache_import.ledger import Demand, Ledger
-    from ol_cache_import.tree import Tree
+    from ol_cache_import.tree import Node, Tree
 
 WORTH_US = 5_000.0
 """A node that would save less is not made: forking costs a millisecond or two anyhow."""
@@ -65,17 +65,35 @@ class Growth:
             now_s: Now.
             refused: Sets of wheels that do not come into question this time.
         """
+        search = self.search(now_s, refused)
+        while True:
+            try:
+                next(search)
+            except StopIteration as end:
+                plan: Plan | None = end.value
+                return plan
+
+    def search(
+        self, now_s: float, refused: frozenset[frozenset[str]]
+    ) -> Generator[None, None, Plan | None]:
+        """Do what ``next`` does in steps of a few milliseconds, between which requests may be served.
+
+        The tree may lose nodes in between, so the plan's parent may be gone when it is told.
+        """
         demands = self._demands(now_s)
-        sets = self._candidates(demands)
-        plans = {
-            wheels: plan
-            for wheels in sets
-            if wheels not in refused and (plan := self._plan(wheels, demands))
-        }
-        if not plans:
-            return self._rehang(demands, refused)
-        best = max(plans.values(), key=lambda plan: (plan.worth, len(plan.wheels)))
-        return self._shared_first(best, plans)
+        plans = {}
+        for wheels in self._candidates(demands) - refused:
+            if plan := self._plan(wheels, demands):
+                plans[wheels] = plan
+            yield
+        if plans:
+            best = max(plans.values(), key=lambda plan: (plan.worth, len(plan.wheels)))
+            return self._shared_first(best, plans)
+        for node in list(self._tree.nodes.values()):
+            if plan := self._rehung(node, demands, refused):
+                return plan
+            yield
+        return None
 
     def imports(
         self, wheels: frozenset[str], demands: Sequence[tuple[Demand, float]]
@@ -156,30 +174,31 @@ class Growth:
         ]
         return max(below, key=lambda plan: len(plan.wheels), default=best)
 
-    def _rehang(
-        self, demands: Sequence[tuple[Demand, float]], refused: frozenset[frozenset[str]]
+    def _rehung(
+        self,
+        node: Node,
+        demands: Sequence[tuple[Demand, float]],
+        refused: frozenset[frozenset[str]],
     ) -> Plan | None:
-        """Find a leaf that would share much more with another parent than with the one it has."""
-        for node in self._tree.nodes.values():
-            if node.pinned or node.wheels in refused or self._tree.children(node):
-                continue
-            parent = self._tree.parent_for(node.wheels, self._modules_of_all(node.wheels))
-            if parent is None or parent is node.parent:
-                continue
-            had = node.parent.loaded if node.parent else frozenset()
-            gained = self._bytes((parent.loaded & node.loaded) - had)
-            if gained >= SHARED_BYTES:
-                users = [pair for pair in demands if node.wheels <= pair[0].wheels]
-                imports = self.imports(node.wheels, users) or node.imports
-                return Plan(
-                    wheels=node.wheels,
-                    imports=tuple(name for name in imports if name not in parent.loaded),
-                    parent=parent,
-                    value=WORTH_US,
-                    bytes=LEAST_BYTES + self._bytes(node.loaded - parent.loaded),
-                    replaces=node,
-                )
-        return None
+        """Plan a leaf anew when it would share much more with another parent than with the one it has."""
+        if node.pinned or node.wheels in refused or self._tree.children(node):
+            return None
+        parent = self._tree.parent_for(node.wheels, self._modules_of_all(node.wheels))
+        if parent is None or parent is node.parent:
+            return None
+        had = node.parent.loaded if node.parent else frozenset()
+        if self._bytes((parent.loaded & node.loaded) - had) < SHARED_BYTES:
+            return None
+        users = [pair for pair in demands if node.wheels <= pair[0].wheels]
+        imports = self.imports(node.wheels, users) or node.imports
+        return Plan(
+            wheels=node.wheels,
+            imports=tuple(name for name in imports if name not in parent.loaded),
+            parent=parent,
+            value=WORTH_US,
+            bytes=LEAST_BYTES + self._bytes(node.loaded - parent.loaded),
+            replaces=node,
+        )
 
     def _modules_of_all(self, wheels: frozenset[str]) -> Mapping[str, frozenset[str]]:
         return {wheel: self._modules_of.get(wheel, frozenset()) for wheel in wheels}

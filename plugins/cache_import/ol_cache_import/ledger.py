@@ -46,18 +46,31 @@ class Demand:
     weight: float = 0.0
     """Its cold starts, each halved with every half-life; as of ``seen_s``."""
     seen_s: float = 0.0
+    wheels: frozenset[str] = field(init=False)
+    """The folders of all wheels that it wants."""
     fits: dict[str, bool] = field(default_factory=dict)
     """Whether it may be forked from a node, by the node's id; neither ever changes."""
+    savings: dict[str, int] = field(default_factory=dict)
+    """What a node spares it, in microseconds, by the node's id; as long as ``modules`` is what it was."""
+    _imported: frozenset[str] | None = None
 
-    @property
-    def wheels(self) -> frozenset[str]:
-        """The folders of all wheels that it wants."""
-        return frozenset(wheel.folder for wheel in self.wanted.wheels)
+    def __post_init__(self) -> None:
+        """Put the folders together once: decisions over many handlers ask for them again and again."""
+        self.wheels = frozenset(wheel.folder for wheel in self.wanted.wheels)
 
     @property
     def imported_wheels(self) -> frozenset[str]:
         """The folders of the wheels that it imports from."""
-        return frozenset(module.wheel for module in self.modules.values() if module.wheel)
+        if self._imported is None:
+            wheels = (module.wheel for module in self.modules.values())
+            self._imported = frozenset(wheel for wheel in wheels if wheel)
+        return self._imported
+
+    def note(self, modules: Mapping[str, Module]) -> None:
+        """Take *modules* to be imported, too, or at another cost than before."""
+        self.modules.update(modules)
+        self.savings.clear()
+        self._imported = None
 
     def weight_at(self, now_s: float, half_life_s: float) -> float:
         """How much its cold starts count at *now_s*."""
@@ -97,20 +110,24 @@ class Ledger:
         demand = self.of(wanted)
         known = len(demand.modules)
         provided = {wheel.folder: wheel.modules for wheel in wanted.wheels}
+        news: dict[str, Module] = {}
         for record in imported[:MAX_MODULES]:
             wheel = wheel_of(record.file)
             if wheel is None or not _is_name(record.module):
                 continue
             if wheel and not is_within(record.module, provided.get(wheel, frozenset())):
                 continue
-            if len(demand.modules) < MAX_MODULES or record.module in demand.modules:
+            if known + len(news) < MAX_MODULES or record.module in demand.modules:
                 us = min(max(record.self_us, 0), MAX_US)
-                demand.modules[record.module] = Module(wheel, us)
+                news[record.module] = Module(wheel, us)
+        demand.note(news)
         return len(demand.modules) > known
 
-    def assume(self, demand: Demand, modules: Mapping[str, Module]) -> None:
-        """Take a handler that was never seen to import to import what its zygote has for it."""
-        demand.modules.update(modules)
+    def forget_node(self, identity: str) -> None:
+        """Drop what is kept of a node that is no more."""
+        for demand in self.demands.values():
+            demand.fits.pop(identity, None)
+            demand.savings.pop(identity, None)
 
     def weights(self, now_s: float) -> Iterable[tuple[Demand, float]]:
         """Go through the demands with what each counts at *now_s*."""

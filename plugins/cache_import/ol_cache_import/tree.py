@@ -40,10 +40,16 @@ class Node:
 
     def saving_us(self, demand: Demand) -> int:
         """What the handler of *demand* is spared by being forked from here; 0 where it may not be."""
-        if not self.suits(demand):
-            return 0
-        modules = demand.modules
-        return sum(modules[name].us for name in modules.keys() & self.loaded)
+        known = demand.savings.get(self.id)
+        if known is None:
+            modules = demand.modules
+            known = (
+                sum(modules[name].us for name in modules.keys() & self.loaded)
+                if self.suits(demand)
+                else 0
+            )
+            demand.savings[self.id] = known
+        return known
 
     def suits(self, demand: Demand) -> bool:
         """Whether the handler of *demand* may be forked from here."""
@@ -81,11 +87,11 @@ class Tree:
     def __init__(self) -> None:
         self.nodes: dict[str, Node] = {}
 
-    def best(self, demand: Demand, without: Node | None = None) -> Node | None:
+    def best(self, demand: Demand) -> Node | None:
         """Pick the node that spares the handler most; the one with fewer wheels among equals; ``None`` spares nothing."""
         best, best_us = None, 0
         for node in self.nodes.values():
-            us = 0 if node is without else node.saving_us(demand)
+            us = node.saving_us(demand)
             if us > best_us or (best and us == best_us and len(node.wheels) < len(best.wheels)):
                 best, best_us = node, us
         return best
@@ -99,14 +105,21 @@ class Tree:
         """List the nodes whose parent is *node*."""
         return [one for one in self.nodes.values() if one.parent is node]
 
-    def value(self, node: Node, ledger: Ledger, now_s: float) -> float:
-        """Say what *node* saves beyond the next best, weighted, in microseconds."""
-        total = 0.0
+    def values(self, ledger: Ledger, now_s: float) -> dict[str, float]:
+        """Say what each node, by its id, saves beyond the next best, weighted, in microseconds."""
+        total = dict.fromkeys(self.nodes, 0.0)
         for demand, weight in ledger.weights(now_s):
-            own = node.saving_us(demand)
-            if own:
-                other = self.best(demand, without=node)
-                total += weight * max(0, own - (other.saving_us(demand) if other else 0))
+            # Only the best node of a handler saves more than every other does.
+            best_us = second_us = 0
+            best = ""
+            for node in self.nodes.values():
+                us = node.saving_us(demand)
+                if us > best_us:
+                    best, best_us, second_us = node.id, us, best_us
+                elif us > second_us:
+                    second_us = us
+            if best:
+                total[best] += weight * (best_us - second_us)
         return total
 
     def least_worth(
@@ -118,11 +131,10 @@ class Tree:
             for node in self.nodes.values()
             if not node.pinned and is_idle(node) and not self.children(node)
         ]
-        return min(
-            leaves,
-            key=lambda node: self.value(node, ledger, now_s) / max(node.memory_bytes, LEAST_BYTES),
-            default=None,
-        )
+        if not leaves:
+            return None
+        values = self.values(ledger, now_s)
+        return min(leaves, key=lambda node: values[node.id] / max(node.memory_bytes, LEAST_BYTES))
 
     @property
     def memory_bytes(self) -> int:

@@ -214,6 +214,46 @@ def test_the_idle_leaf_with_the_least_value_for_its_memory_goes_first() -> None:
     assert order.index({"numpy"}) > order.index({"numpy", "scipy"})
 
 
+def test_a_nodes_value_is_what_it_spares_beyond_the_next_best() -> None:
+    world = World()
+    world.start("frames", "numpy", "pandas")
+    world.start("science", "numpy", "scipy")
+    world.start("science", "numpy", "scipy")
+    world.grow()
+    values = world.tree.values(world.ledger, 0)
+    value_of = {frozenset(names(node)): values[node.id] for node in world.tree.nodes.values()}
+    assert value_of == {
+        frozenset({"numpy"}): 0.0,
+        frozenset({"numpy", "pandas"}): 300_000.0,
+        frozenset({"numpy", "scipy"}): 2 * 200_000.0,
+    }
+
+
+def test_what_a_node_spares_follows_what_its_handler_imports() -> None:
+    world = World()
+    world.start("h", "numpy", "pandas", imports=("numpy",))
+    world.grow()
+    demand = world.ledger.demands["h"]
+    (node,) = world.tree.nodes.values()
+    assert node.saving_us(demand) == 80_000
+    world.ledger.learn(demand.wanted, [record("numpy", 50_000)])
+    assert node.saving_us(demand) == 50_000
+    world.start("h", "numpy", "pandas", imports=("pandas",))
+    assert demand.imported_wheels == {"numpy-1", "pandas-1"}
+
+
+def test_nothing_is_kept_of_a_node_that_is_no_more() -> None:
+    world = World()
+    world.start("h", "numpy")
+    world.grow()
+    demand = world.ledger.demands["h"]
+    (node,) = world.tree.nodes.values()
+    assert world.best("h") is node
+    world.ledger.forget_node(node.id)
+    assert not demand.fits
+    assert not demand.savings
+
+
 def test_a_busy_or_pinned_leaf_stays() -> None:
     world = World()
     world.start("frames", "pandas")
