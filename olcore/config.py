@@ -369,13 +369,19 @@ def url(core: Config) -> str:
     return f"http://{f'[{host}]' if ':' in host else host}:{core.worker_port}"
 
 
+def uv_environment() -> dict[str, str]:
+    """Say what uv is started with: all of the environment, and no more patience with an index than a caller has."""
+    # By itself uv tries four times, and says after 11 s that a connection is refused.
+    return {"UV_HTTP_RETRIES": "1", **os.environ}
+
+
 def build_environment() -> dict[str, str]:
     """Say what a build from source may see of the environment: how to reach the index, and how to find programs."""
     names = ("PATH", "LANG", "http_proxy", "https_proxy", "no_proxy", "all_proxy")
     prefixes = ("UV_", "SSL_CERT_", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY")
     return {
         name: value
-        for name, value in os.environ.items()
+        for name, value in uv_environment().items()
         if name in names or name.startswith(prefixes)
     }
 

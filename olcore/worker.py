@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from olcore.cluster import WorkerDir
-from olcore.config import build_environment, worker_context
+from olcore.config import build_environment, uv_environment, worker_context
 from olcore.errors import ClusterError, ConfigError
 from olcore.handlers.compiling import SandboxCompiler
 from olcore.handlers.manager import Manager
@@ -230,6 +230,7 @@ def package_options(core: Config) -> PackageOptions:
         find_links=core.package_find_links,
         offline=core.package_offline,
         allow_source_builds=core.allow_source_builds,
+        environment=uv_environment(),
         build_environment=build_environment(),
         private=core.packages_private,
         retry_s=core.package_retry_s,

@@ -238,3 +238,13 @@ def test_a_url_of_wheels_is_no_path(tmp_path: Path) -> None:
 )
 def test_the_url_is_one_that_can_be_opened_here(host: str, url: str) -> None:
     assert config.url(config.Config(worker_host=host)) == url
+
+
+def test_uv_is_less_patient_than_by_itself_unless_it_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("UV_HTTP_RETRIES", raising=False)
+    assert config.uv_environment()["UV_HTTP_RETRIES"] == "1"
+    assert config.build_environment()["UV_HTTP_RETRIES"] == "1"
+    monkeypatch.setenv("UV_HTTP_RETRIES", "5")
+    assert config.uv_environment()["UV_HTTP_RETRIES"] == "5"

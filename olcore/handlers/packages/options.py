@@ -18,10 +18,12 @@ class PackageOptions:
     """A folder of wheels, or the URL of a page that links to some."""
     offline: bool = False
     """Use no network: what uv has cached and what ``find_links`` names must do."""
+    environment: Mapping[str, str] | None = None
+    """What uv finds in its environment; ``None`` is the worker's own."""
     allow_source_builds: bool = False
     """Build what has no wheel, as a user without privileges."""
     build_environment: Mapping[str, str] = field(default_factory=dict)
-    """What is in the environment there: the way to the index, and no other secret of the worker's."""
+    """What is in the environment of a build: the way to the index, and no other secret of the worker's."""
     private: bool = False
     """Show a handler its own wheels only, not every wheel of the cluster."""
     retry_s: float = 60.0

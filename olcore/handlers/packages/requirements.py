@@ -101,7 +101,7 @@ def _text(file: Path) -> str:
         data = file.read_bytes()
         if len(data) > MAX_BYTES:
             raise PackagesError(f"{file.name} has {len(data)} bytes, over the limit of {MAX_BYTES}")
-        return data.decode()
+        return data.decode("utf-8-sig")  # some editors begin a file with a mark of its encoding
     except UnicodeDecodeError as error:
         raise PackagesError(f"{file.name} is not UTF-8 at byte {error.start}") from error
     except OSError as error:

@@ -147,7 +147,7 @@ class Uv:
                 *(("--find-links", links) if links else ()),
                 *(("--target", str(folder)) if folder else ()),
             ]
-            return await self._run(run, command, Path(empty), None)
+            return await self._run(run, command, Path(empty), self._options.environment)
 
     async def _run_with_builds(self, run: _Run, folder: Path | None) -> str:
         why_not = unprivileged.why_not()

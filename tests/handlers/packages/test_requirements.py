@@ -121,3 +121,8 @@ def test_a_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "packages.txt").write_bytes(b"six\n\xff\xfe")
     with pytest.raises(PackagesError, match="not UTF-8 at byte 4"):
         requirements.read(tmp_path)
+
+
+def test_a_mark_of_the_encoding_is_no_part_of_the_first_name(tmp_path: Path) -> None:
+    (tmp_path / "packages.txt").write_bytes(b"\xef\xbb\xbfsix\r\nidna\r\n")
+    assert requirements.read(tmp_path) == ("six", "idna")
