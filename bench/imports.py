@@ -1,30 +1,39 @@
-"""Measures cold starts of handlers that import packages, with the import cache off, cold and warm, and of a snapshot.
+"""Measures cold starts of handlers that import packages, with the import cache off, cold and warm, and from a snapshot.
 
-Every request is a cold start (``reuse_sandbox = false``), through HTTP, on a real worker. *Off* is a worker without an import
-cache; *cold* is the first request after a start of a worker that has learned nothing; *warm* is a worker that has. The warm
-and the off samples are taken in turn. ``-- --figure PATH`` draws the table as SVG.
+Every request goes through HTTP to a real worker and is a cold start (``reuse_sandbox = false``). There are three workers,
+which share the installed packages and are asked in turn: *off* has no import cache; *cold* has one in which there is no
+zygote yet, as for the first request for a package; *warm* has one that has settled. Memory is asked for apart from
+the samples, because adding it up takes longer for a process that has more. ``-- --figure PATH`` draws the table, too.
 """
 
 from __future__ import annotations
 
 import json
-import math
-import shutil
+import platform
 import statistics
 import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from bench.cluster import BenchCluster, olcore, running
+from bench.cluster import BenchCluster, olcore, post, running
+from bench.figure import Bar, Row, draw
 
 if TYPE_CHECKING:
     import http.client
+    from collections.abc import Mapping, Sequence
 
-SAMPLES = 30
-RESTARTS = 5
+ROUNDS = 34
+TURNS = ("warm", "off", "warm", "cold", "warm")
+"""Who is asked in a round, in order; so there are over 100 warm samples, and a p99 that is more than the slowest."""
+STATES = ("off", "cold", "warm")
 SPACING_S = 0.06
-SETUP_S = 2
+"""Joining a control group and refilling stem cells look quicker in a tight loop than they are for real requests."""
+SETTLED_S = 4.0
+"""A tree that has been the same for so long, with requests coming in, is complete."""
+SET_UP_S = 2
+SNAPSHOT = f"{SET_UP_S} s set-up"
 IMPORTS = {
     "nothing": "",
     "requests": "requests",
@@ -32,169 +41,169 @@ IMPORTS = {
     "pandas": "pandas",
     "scikit-learn": "sklearn.linear_model",
 }
-_SOURCE = """{statement}
+_HANDLER = """{statement}
 def handler(event):
-    private = 0
-    for line in open("/proc/self/smaps_rollup"):
-        if line.startswith(("Private_Clean:", "Private_Dirty:")):
-            private += int(line.split()[1])
-    return private
+    if event != "memory":
+        return 0
+    with open("/proc/self/smaps_rollup") as file:
+        return sum(int(line.split()[1]) for line in file if line.startswith("Private_Dirty:"))
 """
-_SETTINGS = "reuse_sandbox = false\n[limits]\nmemory_mb = 512\n"
-_STATES = ("off", "cold", "warm")
+_SET_UP = f"import time\ntime.sleep({SET_UP_S})\n"
+
+Times = dict[tuple[str, str], list[float]]
 
 
-def _add_handlers(cluster: BenchCluster) -> None:
-    for name, module in IMPORTS.items():
-        statement = f"import {module}" if module else ""
-        _add(cluster, name, _SOURCE.format(statement=statement), _SETTINGS)
-        if module:
-            (cluster.root / "registry" / name / "packages.txt").write_text(f"{name}\n")
-    slow = f"import time\ntime.sleep({SETUP_S})\ndef handler(event):\n    return 0\n"
-    _add(cluster, "snapshot", slow, f"snapshot = true\n{_SETTINGS}")
+class _Worker:
+    """One worker, and one connection to it."""
 
+    def __init__(self, stack: ExitStack, settings: Mapping[str, object]) -> None:
+        self.cluster: BenchCluster = stack.enter_context(running(dict(settings)))
+        for name, module in IMPORTS.items():
+            self._add(name, f"import {module}" if module else "", "reuse_sandbox = false\n")
+            if module:
+                (self.cluster.root / "registry" / name / "packages.txt").write_text(f"{name}\n")
+        self._add("without", _SET_UP, "reuse_sandbox = false\n")
+        self._add("with", _SET_UP, "reuse_sandbox = false\nsnapshot = true\n")
+        self._connection: http.client.HTTPConnection = stack.enter_context(self.cluster.connected())
 
-def _add(cluster: BenchCluster, name: str, source: str, settings: str) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "lambda_func.py").write_text(source)
-        cluster.add(name, Path(folder), settings)
+    def _add(self, name: str, statement: str, settings: str) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / "lambda_func.py").write_text(_HANDLER.format(statement=statement))
+            self.cluster.add(name, Path(folder), settings)
 
-
-def _call(connection: http.client.HTTPConnection, name: str) -> tuple[float, int]:
-    """Return the milliseconds of one call, and the instance's private memory in KiB."""
-    began = time.perf_counter()
-    connection.request("POST", f"/runLambda/{name}", b"{}")
-    reply = connection.getresponse()
-    body = reply.read()
-    took_ms = (time.perf_counter() - began) * 1e3
-    if reply.status != 200:
-        raise SystemExit(f"{name}: {reply.status} {body.decode()}")
-    return took_ms, int(body)
-
-
-def _settle(cluster: BenchCluster, connection: http.client.HTTPConnection) -> None:
-    """Call every handler until the cache makes no more zygotes."""
-    seen, quiet = -1, 0
-    while quiet < 3:
-        for name in IMPORTS:
-            _call(connection, name)
-        time.sleep(1)
-        now = len(list((cluster.root / "workers/worker-0/import-cache").glob("*")))
-        quiet = quiet + 1 if now == seen else 0
-        seen = now
-
-
-def _cold(cluster: BenchCluster, times: dict[tuple[str, str], list[float]]) -> None:
-    for _ in range(RESTARTS):
-        flag = f"--cluster={cluster.root}"
-        olcore("kill", flag)
-        for learned in (cluster.root / "workers").glob("*/tree*"):
-            shutil.rmtree(learned)
-        olcore("workers", flag, f"--port={cluster.port}")
-        with cluster.connected() as connection:
-            for name in IMPORTS:
-                times.setdefault((name, "cold"), []).append(_call(connection, name)[0])
-
-
-def _measure() -> tuple[dict[tuple[str, str], list[float]], dict[tuple[str, str], int]]:
-    times: dict[tuple[str, str], list[float]] = {}
-    memory: dict[tuple[str, str], int] = {}
-    off: dict[str, object] = {"sandbox": "sock", "import_cache": "", "package_timeout_s": 600}
-    with running(off) as plain, running({**off, "import_cache": "tree"}) as cached:
-        for cluster in (plain, cached):
-            _add_handlers(cluster)
-            with cluster.connected() as connection:
-                for name in IMPORTS:
-                    _call(connection, name)  # installs its packages
-        _cold(cached, times)
-        with plain.connected() as without, cached.connected() as with_cache:
-            _settle(cached, with_cache)
-            for _ in range(SAMPLES):
-                for name in IMPORTS:
-                    for state, connection in (("off", without), ("warm", with_cache)):
-                        time.sleep(SPACING_S)
-                        took_ms, private_kb = _call(connection, name)
-                        times.setdefault((name, state), []).append(took_ms)
-                        memory[name, state] = private_kb
-            _snapshots(with_cache, times)
-    return times, memory
-
-
-def _snapshots(
-    connection: http.client.HTTPConnection, times: dict[tuple[str, str], list[float]]
-) -> None:
-    first, _ = _call(connection, "snapshot")
-    times["2 s of set-up", "off"] = [first]
-    while _call(connection, "snapshot")[0] > SETUP_S * 500:
-        time.sleep(0.5)  # the snapshot is being made
-    for _ in range(SAMPLES):
+    def sample(self, name: str) -> float:
+        """Return the milliseconds of one cold start."""
         time.sleep(SPACING_S)
-        times.setdefault(("2 s of set-up", "warm"), []).append(_call(connection, "snapshot")[0])
+        began = time.perf_counter()
+        post(self._connection, name, b"0")
+        return (time.perf_counter() - began) * 1e3
+
+    def memory_mb(self, name: str) -> float:
+        """Say how much an instance has that it shares with nobody."""
+        return int(post(self._connection, name, b'"memory"')) / 1024
+
+    def zygotes(self) -> list[dict[str, Any]]:
+        """Ask what the import cache keeps."""
+        self._connection.request("GET", "/instances")
+        told: dict[str, Any] = json.loads(self._connection.getresponse().read())
+        zygotes: list[dict[str, Any]] = told["zygotes"]
+        return zygotes
+
+    def settle(self) -> None:
+        """Call every handler until the cache makes no more zygotes."""
+        seen: list[str] = []
+        since_s = time.monotonic()
+        while not seen or time.monotonic() - since_s < SETTLED_S:
+            for name in IMPORTS:
+                self.sample(name)
+            now = [zygote["id"] for zygote in self.zygotes()]
+            if now != seen:
+                seen, since_s = now, time.monotonic()
+
+
+def _measure() -> tuple[Times, dict[tuple[str, str], float], list[dict[str, Any]]]:
+    with ExitStack() as stack:
+        top = stack.enter_context(tempfile.TemporaryDirectory(prefix="olcore-"))
+        common = {
+            "sandbox": "sock",
+            # Below the temporary folder, which is closed to the users that handlers run as.
+            "packages_dir": f"{top}/packages",
+            "limits": {"memory_mb": 512},
+        }
+        settings: dict[str, dict[str, object]] = {
+            "off": {},
+            # Too little for any zygote: a cache that stays as it is at the first request.
+            "cold": {"import_cache": "tree", "tree": {"import_cache_mb": 1, "learn": False}},
+            "warm": {"import_cache": "tree"},
+        }
+        workers = {state: _Worker(stack, common | more) for state, more in settings.items()}
+        named = [name for name, module in IMPORTS.items() if module]
+        olcore("install", f"--cluster={workers['off'].cluster.root}", *named)
+        times = _snapshots(workers["off"])
+        for worker in workers.values():
+            for name in IMPORTS:
+                worker.sample(name)
+        workers["warm"].settle()
+        if workers["cold"].zygotes():
+            raise SystemExit("the cold cache is not cold: it has zygotes")
+        for _ in range(ROUNDS):
+            for state in TURNS:
+                for name in IMPORTS:
+                    times.setdefault((name, state), []).append(workers[state].sample(name))
+        memory = {
+            (name, state): workers[state].memory_mb(name) for name in IMPORTS for state in STATES
+        }
+        return times, memory, workers["warm"].zygotes()
+
+
+def _snapshots(worker: _Worker) -> Times:
+    without = [worker.sample("without") for _ in range(3)]
+    while worker.sample("with") > SET_UP_S * 1e3:
+        pass  # until the snapshot is there
+    return {
+        (SNAPSHOT, "off"): without,
+        (SNAPSHOT, "warm"): [worker.sample("with") for _ in range(ROUNDS * TURNS.count("warm"))],
+    }
+
+
+def _p99(values: Sequence[float]) -> float:
+    return sorted(values)[int(len(values) * 0.99) - 1 if len(values) >= 100 else -1]
+
+
+def _table(times: Times, memory: Mapping[tuple[str, str], float]) -> list[str]:
+    """Write the lines of a Markdown table."""
+    nothing = statistics.median(times["nothing", "warm"])
+    lines = [
+        "| imports | off, ms | cold, ms | warm, ms | warm over nothing | instance, off | instance, warm |",
+        "| --- | --: | --: | --: | --: | --: | --: |",
+    ]
+    for name in [*IMPORTS, SNAPSHOT]:
+        cells = []
+        for state in STATES:
+            values = times.get((name, state))
+            said = f"{statistics.median(values):.1f} / {_p99(values):.1f}" if values else ""
+            cells.append(said)
+        cells.append(f"{statistics.median(times[name, 'warm']) / nothing:.2f}")
+        for state in ("off", "warm"):
+            mb = memory.get((name, state))
+            cells.append(f"{mb:.1f} MiB" if mb is not None else "")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return lines
+
+
+def _zygotes(zygotes: Sequence[Mapping[str, Any]]) -> list[str]:
+    lines = ["| zygote | forked from | modules | memory of its own |", "| --- | --- | --: | --: |"]
+    named = {
+        zygote["id"]: ", ".join(wheel.partition("-")[0] for wheel in zygote["wheels"])
+        for zygote in zygotes
+    }
+    for zygote in zygotes:
+        parent = named.get(zygote["parent"], "the empty zygote")
+        lines.append(
+            f"| {named[zygote['id']]} | {parent} | {zygote['modules']} | {zygote['memory_mb']} MiB |"
+        )
+    return lines
+
+
+def _rows(times: Times) -> list[Row]:
+    return [
+        Row(
+            name,
+            [
+                Bar(state, statistics.median(values), _p99(values))
+                for state in STATES
+                if (values := times.get((name, state)))
+            ],
+        )
+        for name in [*IMPORTS, SNAPSHOT]
+    ]
 
 
 def main(arguments: list[str]) -> None:
-    """Print the table, and draw it where ``--figure PATH`` says."""
-    times, memory = _measure()
-    p50 = {key: statistics.median(values) for key, values in times.items()}
-    p99 = {
-        key: max(values) if len(values) < 100 else sorted(values)[-2]
-        for key, values in times.items()
-    }
-    nothing = p50["nothing", "warm"]
-    print("p50 / worst ms of a cold start; private MiB of an instance")
-    print(
-        f"{'imports':16}"
-        + "".join(f"{state:>18}" for state in _STATES)
-        + "   warm over nothing   MiB off, warm"
-    )
-    for name in [*IMPORTS, "2 s of set-up"]:
-        cells = [
-            f"{p50[name, state]:9.1f}/{p99[name, state]:7.1f}" if (name, state) in p50 else " " * 17
-            for state in _STATES
-        ]
-        used = [memory.get((name, state), 0) / 1024 for state in ("off", "warm")]
-        said = f"{used[0]:8.1f} {used[1]:6.1f}" if used[0] else ""
-        print(f"{name:16} " + " ".join(cells) + f"{p50[name, 'warm'] / nothing:15.2f}x   {said}")
+    """Print the tables, and draw the first where ``--figure PATH`` says."""
+    times, memory, zygotes = _measure()
+    print(f"Python {platform.python_version()}, Linux {platform.release()}; p50 / p99\n")
+    print("\n".join([*_table(times, memory), "", *_zygotes(zygotes)]))
     if arguments[:1] == ["--figure"]:
-        Path(arguments[1]).write_text(figure(p50))
-    print(json.dumps({f"{name}, {state}": round(ms, 2) for (name, state), ms in p50.items()}))
-
-
-def figure(p50: dict[tuple[str, str], float]) -> str:
-    """Draw the medians as bars on a logarithmic scale, 1 ms to 10 s."""
-    colours = {"off": "#b0b7c3", "cold": "#e0a458", "warm": "#3a7d44"}
-    rows = list(dict.fromkeys(name for name, _ in p50))
-    left, unit, bar = 110, 130, 14
-    parts = []
-    y = 40
-    for name in rows:
-        parts.append(f'<text x="{left - 8}" y="{y + 26}" text-anchor="end">{name}</text>')
-        for state in _STATES:
-            if (name, state) in p50:
-                ms = p50[name, state]
-                width = max(2.0, _log10(ms) * unit)
-                parts.append(
-                    f'<rect x="{left}" y="{y}" width="{width:.0f}" height="{bar - 2}" fill="{colours[state]}"/>'
-                )
-                parts.append(
-                    f'<text x="{left + width + 5:.0f}" y="{y + 10}" font-size="10">{ms:.1f} ms</text>'
-                )
-            y += bar
-        y += 10
-    for power in range(5):
-        x = left + power * unit
-        parts.append(f'<line x1="{x}" y1="30" x2="{x}" y2="{y}" stroke="#ddd"/>')
-        parts.append(
-            f'<text x="{x}" y="{y + 14}" text-anchor="middle" font-size="10">{10**power} ms</text>'
-        )
-    for number, state in enumerate(_STATES):
-        parts.append(
-            f'<rect x="{left + number * 90}" y="10" width="12" height="12" fill="{colours[state]}"/>'
-        )
-        parts.append(f'<text x="{left + 17 + number * 90}" y="20">{state}</text>')
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" width="{left + 4 * unit + 80}" height="{y + 25}" font-family="sans-serif" font-size="12">'
-    return head + '<rect width="100%" height="100%" fill="white"/>' + "".join(parts) + "</svg>\n"
-
-
-def _log10(ms: float) -> float:
-    return math.log10(max(ms, 1.0))
+        title = "Cold start in ms, p50; the thin line ends at p99"
+        Path(arguments[1]).write_text(draw(title, _rows(times)))
