@@ -19,7 +19,6 @@ from olcore.handlers.compiling import SandboxCompiler
 from olcore.handlers.manager import Manager
 from olcore.handlers.options import Options
 from olcore.handlers.packages import LOCKS, PackageOptions, Packages
-from olcore.handlers.packages.bytecode import is_ours
 from olcore.http import App, Gate, HttpOptions, RegistryAccess, make_app
 from olcore.interfaces import (
     ImportCache,
@@ -183,8 +182,7 @@ class Worker:
             lock_dir=packages_dir / LOCKS,
             guest=guest,
             options=package_options(self._settings.core),
-            # None: the worker's own interpreter does it, in a tenth of the time.
-            compile_bytecode=None if is_ours(guest) else SandboxCompiler(pool, self._folder),
+            compile_bytecode=SandboxCompiler(pool, self._folder),
         )
         undo.push_async_callback(packages.close)
         return packages

@@ -20,7 +20,6 @@ from olcore.cli.common import cluster_option, worker_of
 from olcore.cluster import WorkerDir
 from olcore.handlers.compiling import SandboxCompiler
 from olcore.handlers.packages import LOCKS, Packages
-from olcore.handlers.packages.bytecode import is_ours
 from olcore.handlers.packages.inventory import Installed, inventory, prune
 from olcore.interfaces import Registry, RegistryContext, SandboxPool, WorkerContext
 
@@ -145,7 +144,7 @@ async def _install(
             lock_dir=folder / LOCKS,
             guest=guest,
             options=package_options(settings.core),
-            compile_bytecode=None if is_ours(guest) else SandboxCompiler(pool, WorkerDir(own)),
+            compile_bytecode=SandboxCompiler(pool, WorkerDir(own)),
             on_progress=show,
         )
         undo.push_async_callback(installer.close)

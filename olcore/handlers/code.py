@@ -57,6 +57,9 @@ class PackageInstaller(Protocol):
     async def folder(self, wanted: Wanted) -> Path:
         """Return the folder to map to ``/packages`` for a handler that wants *wanted*."""
 
+    async def compile(self, code: Path) -> None:
+        """Put bytecode beside the sources in *code*, which may be in use; never fails."""
+
 
 class Code(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     """One version of one handler, ready to be served."""
@@ -353,6 +356,8 @@ class CodeCache:
         if self._packages is not None:
             wanted = await self._packages.prepare(folder)
             packages = await self._packages.folder(wanted)
+            # Beside the first request, not before it: what this saves later cold starts would be that one's wait.
+            self._chore(self._packages.compile(folder))
         if pulled.is_new:
             self._pulled(version, time.monotonic() - pulled.began_s)
         return Code(version=version, folder=folder, settings=read, wanted=wanted, packages=packages)

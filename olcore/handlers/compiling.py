@@ -1,8 +1,8 @@
 """Compiles a folder's bytecode by the Python of the sandboxes, in a sandbox.
 
-For guests that run another Python than the worker: only that Python writes bytecode that it can read. The sandbox has no
-network, sees the folder alone as its ``/packages``, and leaves what it made in its scratch folder; from there it is copied
-beside the sources.
+Only the guest's own Python writes bytecode that it can read; and although compiling runs none of the code, it reads a
+stranger's text with a parser written in C. The sandbox has no network, sees the folder alone as its ``/packages``, and
+leaves what it made in its scratch folder; from there it is copied beside the sources.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ _log = logging.getLogger(__name__)
 _NAME = "~compile"
 
 _LIMITS = Limits(memory_mb=1536, scratch_mb=1024, timeout_s=300.0)
+_AT_ONCE = 2
+"""Each may take as much memory as several instances."""
 
 # It runs on any Python that a guest may have. Names in the bytecode are those that handlers see.
 _SOURCE = """
@@ -57,7 +59,7 @@ def handler(event):
 
 
 class SandboxCompiler:
-    """Compiles one folder after the other.
+    """Compiles folders, a few at a time.
 
     Args:
         pool: A pool that has been started.
@@ -69,12 +71,13 @@ class SandboxCompiler:
         self._handlers = worker_dir.handlers
         self._code = worker_dir.root / "compile"
         self._numbers = itertools.count()
-        # One at a time: each may take as much memory as several instances.
-        self._turn = asyncio.Lock()
+        self._turn = asyncio.Semaphore(_AT_ONCE)
+        self._is_ready = False
 
     async def __call__(self, folder: Path) -> None:
         """Compile every source below *folder*; without success it is as good as before, but slower."""
         async with self._turn:
+            self._make_ready()
             instance = self._instance(folder)
             try:
                 await instance.start(self._pool, None)
@@ -84,15 +87,24 @@ class SandboxCompiler:
                 await asyncio.to_thread(_copy, out, folder)
             except OlcoreError as error:
                 _log.warning("no bytecode for %s: %s", folder.name, error.message)
+            except OSError as error:
+                # The disk is full, or the folder was removed meanwhile.
+                _log.warning("no bytecode for %s: %s", folder.name, error)
             finally:
                 await instance.destroy()
 
-    def _instance(self, folder: Path) -> Instance:
+    def _make_ready(self) -> None:
+        """Write the compiling handler, once: another one may be reading it."""
+        if self._is_ready:
+            return
         self._code.mkdir(exist_ok=True)
         self._code.chmod(0o755)
         source = self._code / "lambda_func.py"
         source.write_text(_SOURCE)
         source.chmod(0o644)
+        self._is_ready = True
+
+    def _instance(self, folder: Path) -> Instance:
         settings = HandlerSettings(
             limits=_LIMITS,
             network=Network.NONE,
@@ -119,10 +131,15 @@ def _copy(made: Path, folder: Path) -> None:
         if not source.is_file():
             continue
         there.parent.mkdir(exist_ok=True)
+        there.parent.chmod(0o755)
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         with os.fdopen(fd, "rb") as file:
             if stat.S_ISREG(os.fstat(fd).st_mode):
-                there.write_bytes(file.read())
+                # By rename, because a handler's code may be imported at this moment.
+                arriving = there.with_name(f".{there.name}")
+                arriving.write_bytes(file.read())
+                arriving.chmod(0o644)
+                arriving.replace(there)
 
 
 def _compiled(made: Path) -> Iterator[Path]:

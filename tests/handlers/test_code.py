@@ -262,6 +262,9 @@ class Installer:
     async def folder(self, wanted: Wanted) -> Path:
         return Path("/somewhere/packages")
 
+    async def compile(self, code: Path) -> None:
+        pass
+
 
 async def test_packages_are_installed_once_for_a_version_and_named_to_the_guest(
     house: House,

@@ -76,6 +76,9 @@ class Installer:
     async def folder(self, wanted: Wanted) -> Path:
         return Path("/somewhere/packages")
 
+    async def compile(self, code: Path) -> None:
+        pass
+
 
 class Pool(FakePool):
     """Cannot fork from any zygote."""

@@ -13,8 +13,19 @@ from ol_sandbox_sock.settings import SockSettings
 from olcore.cluster import WorkerDir
 from olcore.handlers.compiling import SandboxCompiler
 from olcore.interfaces import Limits, Network, WorkerContext
+from tests.integration.clusters import Cluster, await_true
 
 pytestmark = pytest.mark.kernel
+
+LONG = "def handler(event):\n    return __cached__\n" + "def f(x):\n    return x\n" * 100
+
+
+def test_a_handler_is_compiled_beside_its_first_request(running: Cluster) -> None:
+    running.add("long", LONG, olcore_toml="reuse_sandbox = false\n")
+    cached = running.call("long").json
+    code = running.root / "workers/worker-0/code/long"
+    await_true(lambda: list(code.glob(f"*/__pycache__/{Path(cached).name}")), "it is compiled")
+    assert running.call("long").json == cached
 
 
 async def test_a_folder_is_compiled_inside_a_sandbox(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from ol_sandbox_sock.pool import SockPool
 from ol_sandbox_sock.settings import SockSettings
 from olcore.builtin.lifo import Lifo
 from olcore.cluster import WorkerDir
+from olcore.handlers.compiling import SandboxCompiler
 from olcore.handlers.manager import Manager, Options
 from olcore.handlers.packages import PackageOptions, Packages
 from olcore.interfaces import Limits, Network, WorkerContext
@@ -74,6 +75,7 @@ class Whole:
             lock_dir=self.context.packages_dir / ".locks",
             guest=await self.pool.probe(),
             options=self._options,
+            compile_bytecode=SandboxCompiler(self.pool, WorkerDir(self.context.worker_dir)),
         )
         self.manager = Manager(
             pool=self.pool,

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from olcore.errors import PackagesError
-from olcore.handlers.packages import bytecode, contents, requirements
+from olcore.handlers.packages import contents, requirements
 from olcore.handlers.packages.files import locked
 from olcore.handlers.packages.locks import Locks, gate
 from olcore.handlers.packages.private import PrivateFolders
@@ -59,8 +59,7 @@ class Packages:
         lock_dir: Where the lock files are kept; made when needed.
         guest: What the wheels must fit.
         options: Where packages come from.
-        compile_bytecode: Compiles a folder by the guest's own interpreter; by default the worker's own does it when it
-            is of the same version, and nothing does when it is not.
+        compile_bytecode: Compiles a folder by the guest's own interpreter; never fails.
         on_progress: Told how far the work is, on the event loop.
     """
 
@@ -71,7 +70,7 @@ class Packages:
         lock_dir: Path,
         guest: GuestInfo,
         options: PackageOptions,
-        compile_bytecode: CompileBytecode | None = None,
+        compile_bytecode: CompileBytecode,
         on_progress: Callable[[Progress], None] | None = None,
     ) -> None:
         self._guest = guest
@@ -79,9 +78,6 @@ class Packages:
         self._on_progress = on_progress or _log_progress
         self._lock_dir = lock_dir
         self._locks = Locks(lock_dir, guest, options)
-        if compile_bytecode is None:
-            ours = bytecode.is_ours(guest)
-            compile_bytecode = bytecode.compile_folder if ours else bytecode.leave
         self._compile = compile_bytecode
         self._store = Store(
             packages_dir,
@@ -115,10 +111,13 @@ class Packages:
                 await asyncio.to_thread(self._locks.use, name, wheels)
         else:
             await asyncio.to_thread(self._locks.use, name, wheels)
-        if await asyncio.to_thread(contents.is_worth_compiling, code):
-            await self._compile(code)
         own = await asyncio.to_thread(contents.top_level, code)
         return Wanted(handler=name, wheels=wheels, modules=own)
+
+    async def compile(self, code: Path) -> None:
+        """Put bytecode beside the sources of the handler in *code*, unless it has some or is quicker without; never fails."""
+        if await asyncio.to_thread(contents.is_worth_compiling, code):
+            await self._compile(code)
 
     async def get(self, wanted: Sequence[str]) -> tuple[Wheel, ...]:
         """Put *wanted* in place with all that it needs; an empty sequence needs nothing.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import compileall
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -41,6 +43,11 @@ def code(tmp_path: Path) -> Callable[..., Path]:
     return make
 
 
+async def compile_here(folder: Path) -> None:
+    """Compile with the tests' own Python, which stands for the guest's."""
+    await asyncio.to_thread(compileall.compile_dir, folder, quiet=2)
+
+
 @pytest.fixture
 async def make_packages(
     tmp_path: Path, index: WheelFolder
@@ -50,7 +57,7 @@ async def make_packages(
 
     def make(
         guest: GuestInfo = THIS_PYTHON,
-        compile_bytecode: CompileBytecode | None = None,
+        compile_bytecode: CompileBytecode = compile_here,
         **options: object,
     ) -> Packages:
         settings: dict[str, object] = {"offline": True, "find_links": str(index.folder)}

@@ -238,15 +238,19 @@ async def test_bytecode_is_there_before_the_folder_is(
     assert (cached / f"beta.{sys.implementation.cache_tag}.pyc").is_file()
 
 
-async def test_a_guest_of_another_python_gets_no_bytecode_of_ours(
+async def test_each_kind_of_guest_adds_its_own_bytecode_to_the_same_folder(
     make_packages: Make, code: Code, tmp_path: Path
 ) -> None:
+    async def of_another(folder: Path) -> None:
+        (folder / "__pycache__").mkdir(exist_ok=True)
+        (folder / "__pycache__" / "beta.other.pyc").touch()
+
     other = msgspec.structs.replace(THIS_PYTHON, python="3.12.1")
-    await make_packages(guest=other).prepare(code("beta"))
-    assert not (tmp_path / "packages" / "beta-2.0-py3-none-any" / "__pycache__").exists()
-    # A worker whose guest is like itself adds what it needs to the same folder.
+    await make_packages(guest=other, compile_bytecode=of_another).prepare(code("beta"))
     await make_packages().prepare(code("beta"))
-    assert (tmp_path / "packages" / "beta-2.0-py3-none-any" / "__pycache__").exists()
+    cached = tmp_path / "packages" / "beta-2.0-py3-none-any" / "__pycache__"
+    own = f"beta.{sys.implementation.cache_tag}.pyc"
+    assert sorted(path.name for path in cached.iterdir()) == sorted(["beta.other.pyc", own])
     assert names(tmp_path) == ["beta-2.0-py3-none-any"]
 
 
@@ -365,10 +369,21 @@ async def test_removing_a_wheel_frees_its_private_views_too(
     assert (await packages.prepare(code("beta==1.2", handler="gone"))).wheels
 
 
-async def test_a_large_handler_is_compiled_too(make_packages: Make, code: Code) -> None:
+async def test_a_handler_is_compiled_once_and_if_that_is_felt(
+    make_packages: Make, code: Code
+) -> None:
+    compiled: list[Path] = []
+
+    async def compile_bytecode(folder: Path) -> None:
+        compiled.append(folder)
+        (folder / "below" / "__pycache__").mkdir()
+
+    packages = make_packages(compile_bytecode=compile_bytecode)
     folder = code("")
-    await make_packages().prepare(folder)
-    assert not (folder / "__pycache__").exists()
-    (folder / "much.py").write_text("x = 1\n" * 10_000)
-    await make_packages().prepare(folder)
-    assert len(list((folder / "__pycache__").iterdir())) == 2
+    await packages.compile(folder)
+    assert compiled == []
+    (folder / "below").mkdir()
+    (folder / "below" / "much.py").write_text("x = 1\n" * 200)
+    await packages.compile(folder)
+    await packages.compile(folder)
+    assert compiled == [folder]
