@@ -9,7 +9,7 @@ import struct
 import tarfile
 import zlib
 from contextlib import closing
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 from olcore.bundles.sinks import Bounds, FolderSink, Sink
 from olcore.bundles.trees import emptied_on_failure, explained
@@ -18,6 +18,8 @@ from olcore.errors import HandlerInvalidError
 if TYPE_CHECKING:
     from pathlib import Path
     from typing import Self
+
+_AnyHeader = TypeVar("_AnyHeader", bound="tarfile.TarInfo")
 
 _MAX_EXTENSION_BYTES = 1 << 20
 _CHUNK = 1 << 18
@@ -119,12 +121,21 @@ class _Header(tarfile.TarInfo):
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str | None, errors: str) -> Self:
-        header = super().frombuf(buf, encoding or "utf-8", errors)
-        if header.size < 0:
-            raise tarfile.ReadError(f"{header.name!r} has a negative size")
-        if header.type in _EXTENSIONS and header.size > _MAX_EXTENSION_BYTES:
-            raise tarfile.ReadError(f"an extended header has {header.size} bytes")
-        return header
+        return _checked(super().frombuf(buf, encoding or "utf-8", errors))
+
+    # Pythons of 2025 and later read an archive through this one instead; a test holds whichever it is.
+    @classmethod
+    def _frombuf(cls, *arguments: Any, **more: Any) -> Self:  # noqa: ANN401 -- as theirs
+        header: Self = super()._frombuf(*arguments, **more)  # type: ignore[misc]
+        return _checked(header)
+
+
+def _checked(header: _AnyHeader) -> _AnyHeader:
+    if header.size < 0:
+        raise tarfile.ReadError(f"{header.name!r} has a negative size")
+    if header.type in _EXTENSIONS and header.size > _MAX_EXTENSION_BYTES:
+        raise tarfile.ReadError(f"an extended header has {header.size} bytes")
+    return header
 
 
 class _Stream(io.RawIOBase):
