@@ -263,6 +263,9 @@ class Handler:
             self._parts.idled()
 
     def _create(self, now_s: float) -> None:
+        if self._parts.is_closing:
+            # Its code came when the creations of others had been cancelled already: nobody would cancel this one.
+            raise DrainingError("the worker is stopping", retry_after_s=1.0)
         self._starting += 1
         task = self._parts.spawn(self._created(self.code, self.generation, now_s))
         self._creations[task] = self.code

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from olcore.errors import DrainingError, HandlerLoadError, InstanceDiedError, QueueFullError
+from olcore.errors import HandlerLoadError, InstanceDiedError, QueueFullError
 from olcore.interfaces import Create, Limits, Reuse, Scheduler, Wait
 
 if TYPE_CHECKING:
@@ -267,52 +267,6 @@ async def test_a_frozen_instance_that_died_is_replaced_and_the_caller_never_know
     os.kill(pid, 9)
     assert await house.call("pid") != pid
     assert await house.ended() == ["died"]
-
-
-async def test_a_frozen_instance_is_destroyed_when_the_worker_stops(house: House) -> None:
-    house.put_hello()
-    manager = await house.open(pause_after_ms=50)
-    await house.call("hello")
-    await house.until(lambda: house.told("ol_instance_paused"))
-    await manager.close(0.0)
-    assert await house.ended() == ["stopping"]
-
-
-async def test_closing_lets_requests_in_flight_finish_and_refuses_new_ones(
-    house: House, gate: Gate
-) -> None:
-    manager = await house.open()
-    running = await gate.inside("a")
-    closing = asyncio.ensure_future(manager.close(30.0))
-    await house.turns()
-    with pytest.raises(DrainingError):
-        await gate.begin("b")
-    assert not closing.done()
-    assert (await gate.go("a"))[0] == "a"
-    await closing
-    assert running.done()
-
-
-async def test_requests_that_outlast_the_drain_are_told_so(house: House, gate: Gate) -> None:
-    manager = await house.open(max_instances=1)
-    running = await gate.inside("a")
-    waiting = gate.begin("b")
-    await house.turns()
-    await manager.close(0.01)
-    for task in (running, waiting):
-        with pytest.raises(DrainingError):
-            await task
-
-
-async def test_a_creation_under_way_is_given_up_when_the_worker_stops(house: House) -> None:
-    house.registry.put("slow", "while True:\n    pass\n")
-    manager = await house.open()
-    task = house.begin("slow")
-    await house.turns()
-    await manager.close(0.0)
-    with pytest.raises(DrainingError):
-        await task
-    assert manager.describe() == []
 
 
 async def test_idle_instances_of_others_make_room_when_memory_is_short(house: House) -> None:
