@@ -7,6 +7,7 @@ refuses names that lead out. Owners are not kept: a sandbox maps uids that an im
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 import subprocess
 import tempfile
@@ -23,12 +24,12 @@ if TYPE_CHECKING:
 
 _CHUNK = 1 << 20
 _COMPRESSIONS = {
-    b"\x1f\x8b": "--gzip",
-    b"BZh": "--bzip2",
-    b"\xfd7zXZ": "--xz",
-    b"\x28\xb5\x2f\xfd": "--zstd",
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
 }
-"""tar finds out by itself only for a file that it opens, and then nobody knows how far it is."""
+"""The programs that tar starts. It finds out by itself only for a file that it opens, and then nobody knows how far it is."""
 _MACHINE_S = ("dev", "proc", "sys")
 """Every backend mounts its own there; in a folder that is a live root they are the host's."""
 _EXCLUDED = [f"--exclude={prefix}{name}/*" for name in _MACHINE_S for prefix in ("", "./", "/")]
@@ -70,10 +71,16 @@ def unpack(archive: BaseArchive, target: Path, report: Callable[[int], None]) ->
     """
     chunks = iter(archive.chunks)
     first = next(chunks, b"")
-    how = [option for magic, option in _COMPRESSIONS.items() if first.startswith(magic)]
+    programs = [name for magic, name in _COMPRESSIONS.items() if first.startswith(magic)]
+    for name in programs:
+        if shutil.which(name) is None:
+            raise ClusterError(
+                f"the archive is compressed by {name}, and there is no such program here",
+                hint=f"install {'xz-utils' if name == 'xz' else name}",
+            )
     command = [
         *("tar", "--extract", "--preserve-permissions", "--no-same-owner", "--anchored"),
-        *(*_EXCLUDED, f"--directory={target}", *how),
+        *(*_EXCLUDED, f"--directory={target}", *(f"--{name}" for name in programs)),
     ]
     with (
         tempfile.TemporaryFile() as said,

@@ -161,6 +161,16 @@ class TestUnpacking:
                 "inside"
             ]
 
+    def test_a_program_that_is_missing_is_named(
+        self, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with tarfile.open(tmp_path / "rootfs", "w:xz") as tar:
+            tar.addfile(tarfile.TarInfo("inside"))
+        monkeypatch.setenv("PATH", str(tmp_path))
+        said = cli("new", "--base", "rootfs").err
+        assert "compressed by xz" in said
+        assert "hint: install xz-utils" in said
+
     def test_half_an_archive_or_none_says_so(self, cli: Cli, tmp_path: Path) -> None:
         with tarfile.open(tmp_path / "whole", "w:gz") as tar:
             tar.addfile(tarfile.TarInfo("inside"))
