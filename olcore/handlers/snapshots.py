@@ -2,7 +2,8 @@
 
 A snapshot is made in the background, after a first instance has shown that the handler loads, so that a broken handler
 is told by its own error. It belongs to one version; the one of an older version goes when nothing lives that was forked
-from it. A handler whose snapshot fails is served without one, as before.
+from it. A handler whose snapshot fails is served without one, as before; a snapshot that was killed, or found no room on
+the disk, is made anew a few times.
 """
 
 from __future__ import annotations
@@ -29,6 +30,9 @@ _log = logging.getLogger(__name__)
 
 KEEP_S = 3600.0
 """A snapshot from which nothing was forked for so long goes; the next instance makes it anew."""
+
+MOST_LOST = 3
+"""How often the snapshot of one version may be lost through no fault of its own, as far as can be told."""
 
 
 @dataclass(slots=True, eq=False)
@@ -59,6 +63,8 @@ class Snapshots:
         self._spawn = spawn
         self._kept: dict[str, _Kept] = {}
         self._retired: list[Zygote] = []
+        self._lost: dict[str, tuple[str, int]] = {}
+        """By handler: a version, and how often its snapshot was lost."""
         self._numbers = itertools.count()
         self._is_closed = False
         self._making: set[asyncio.Task[None]] = set()
@@ -94,13 +100,18 @@ class Snapshots:
             task.add_done_callback(self._making.discard)
 
     def failed(self, code: Code, zygote: Zygote, reason: str) -> None:
-        """Learn that no instance could be forked from *zygote*: that version goes on without a snapshot."""
-        kept = self._kept.get(code.version.name)
-        if kept is not None and kept.zygote is zygote:
-            _log.warning("snapshot of %r given up: %s", code.version.name, reason)
-            kept.zygote = None
-            self._retired.append(zygote)
-            self.sweep()
+        """Learn that no instance could be forked from *zygote*: it goes, and is made anew only if it was dead."""
+        name = code.version.name
+        kept = self._kept.get(name)
+        if kept is None or kept.zygote is not zygote:
+            return
+        kept.zygote = None
+        self._retired.append(zygote)
+        if zygote.alive or not self._may_retry(name, kept):
+            _log.warning("snapshot of %r given up: %s", name, reason)
+        else:
+            _log.warning("snapshot of %r is dead, and will be made anew", name)
+        self.sweep()
 
     def sweep(self) -> None:
         """Let go what is not needed any more and has no descendants."""
@@ -134,6 +145,10 @@ class Snapshots:
         except SandboxError as error:
             _log.warning("no snapshot of %r: %s", code.version.name, error.message)
             return
+        except OSError as error:  # such as a full disk, which may have room later
+            _log.warning("no snapshot of %r: %s", code.version.name, error)
+            self._may_retry(code.version.name, kept)
+            return
         if self._kept.get(code.version.name) is kept and not self._is_closed:
             kept.zygote = zygote
             _log.info("snapshot of %r is ready", code.version.name)
@@ -161,6 +176,17 @@ class Snapshots:
             code=code.folder,
             environment=code.settings.environment,
         )
+
+    def _may_retry(self, name: str, kept: _Kept) -> bool:
+        """Forget *kept*, whose snapshot was lost, so that the next instance makes it anew, unless that was so too often."""
+        version, count = self._lost.get(name, ("", 0))
+        count = count + 1 if version == kept.version else 1
+        self._lost[name] = kept.version, count
+        if count >= MOST_LOST:
+            return False
+        if self._kept.get(name) is kept:
+            del self._kept[name]
+        return True
 
     def _retire(self, name: str) -> None:
         kept = self._kept.pop(name)

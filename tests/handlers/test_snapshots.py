@@ -115,6 +115,41 @@ async def test_a_dead_snapshot_is_made_anew(house: House, pool: FakeZygotePool) 
     assert len(pool.zygotes) == 2
 
 
+async def test_a_snapshot_killed_while_it_was_to_be_forked_gets_two_more_chances(
+    house: House, pool: FakeZygotePool
+) -> None:
+    house.registry.put("h", {"lambda_func.py": SOURCE, "olcore.toml": WANTED})
+    await house.open()
+    await house.call("h")
+    (code,) = {instance.code for instance in house.manager._handlers["h"].instances.values()}
+    for count in range(1, 4):
+        await ready(house)
+        assert len(pool.zygotes) == count
+        zygote = snapshots(house).choose(code)
+        assert zygote is not None
+        await zygote.destroy()
+        snapshots(house).failed(code, zygote, "its parent is dead")
+        snapshots(house).loaded(code, None)
+        await made(house)
+    assert len(pool.zygotes) == 3
+    assert snapshots(house).choose(code) is None
+
+
+async def test_a_snapshot_that_finds_no_room_on_disk_is_tried_again(
+    house: House, pool: FakeZygotePool, caplog: pytest.LogCaptureFixture
+) -> None:
+    house.registry.put("h", {"lambda_func.py": SOURCE, "olcore.toml": WANTED})
+    await house.open()
+    folder = house.worker_dir.import_cache
+    folder.touch()  # any failure of mkdir will do
+    await house.call("h")
+    await made(house)
+    assert "no snapshot of 'h': [Errno" in caplog.text
+    folder.unlink()
+    await asyncio.gather(*(house.call("h", {"hold": True}) for _ in range(2)))
+    await ready(house)
+
+
 async def test_new_code_gets_a_new_snapshot_and_the_old_one_goes(
     house: House, pool: FakeZygotePool
 ) -> None:
