@@ -120,8 +120,15 @@ class TreeCache(ImportCache):
         if node is None:
             return
         had = node.parent.wheels if node.parent else frozenset()
-        self._unfit.poison.add(node.wheels - had)
-        _log.warning("import cache: gave up %s: %s", _said(node.wheels), reason)
+        added = node.wheels - had
+        if zygote.alive:
+            self._unfit.poison.add(added)
+            _log.warning("import cache: gave up %s: %s", _said(node.wheels), reason)
+        # Killed, perhaps for want of memory: the same wheels may do well in the next one.
+        elif self._unfit.died(added):
+            _log.warning("import cache: gave up %s, which keeps dying: %s", _said(added), reason)
+        else:
+            _log.warning("import cache: zygote %s with %s is dead", node.id, _said(node.wheels))
         self._forget(node)
         self._wake()
 

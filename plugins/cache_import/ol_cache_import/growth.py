@@ -24,6 +24,8 @@ SHARED_BYTES = 4 << 20
 """What two nodes must have in common for a node of its own."""
 MODULE_BYTES = 40 << 10
 """A module's memory as long as no zygote has measured it."""
+MOST_DEATHS = 3
+"""How often zygotes with the same wheels may be found dead when they are to be forked, before these are given up."""
 _MOST = 40
 
 
@@ -35,10 +37,21 @@ class Unfit:
         """Sets of wheels whose imports need a wheel that is not among them."""
         self.poison: set[frozenset[str]] = set()
         """Wheels that together do not survive being forked, or being imported without a handler."""
+        self.deaths: dict[frozenset[str], int] = {}
+        """How many zygotes died that added these wheels: for one, whoever killed it is to blame, and not the wheels."""
+
+    def died(self, wheels: frozenset[str]) -> bool:
+        """Count the death of a zygote that added *wheels*, and say whether they are given up."""
+        self.deaths[wheels] = self.deaths.get(wheels, 0) + 1
+        return self.deaths[wheels] >= MOST_DEATHS
 
     def has(self, wheels: frozenset[str]) -> bool:
         """Whether a zygote with *wheels* is known to be of no use."""
-        return wheels in self.exact or any(bad <= wheels for bad in self.poison)
+        return (
+            wheels in self.exact
+            or any(bad <= wheels for bad in self.poison)
+            or any(deaths >= MOST_DEATHS and bad <= wheels for bad, deaths in self.deaths.items())
+        )
 
 
 class Growth:

@@ -61,7 +61,8 @@ def save(file: Path, ledger: Ledger, unfit: Unfit, now_s: float, wall_s: float) 
         )
         for demand in ledger.demands.values()
     ]
-    # Sets that lacked something are tried anew: what they lacked may be learned by then. What crashed is not.
+    # Sets that lacked something are tried anew: what they lacked may be learned by then. So are those whose zygotes
+    # were killed: the next run may have the memory. What crashed is not.
     saved = Saved(saved_s=wall_s, demands=demands, poison=list(unfit.poison))
     file.parent.mkdir(parents=True, exist_ok=True)
     fd, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")

@@ -185,6 +185,24 @@ async def test_a_zygote_that_died_is_not_chosen_and_made_anew(
     assert cache.choose(wanted("base")) is not None
 
 
+async def test_a_zygote_killed_while_it_was_to_be_forked_gets_two_more_chances_until_a_restart(
+    make: Make, pool: FakeZygotePool
+) -> None:
+    cache = await make()
+    await started(cache, wanted("base"))
+    for _ in range(3):
+        zygote = cache.choose(wanted("base"))
+        assert zygote is pool.zygotes[-1]
+        os.killpg(pool.zygotes[-1].pid, signal.SIGKILL)
+        await wait_until(lambda: not pool.zygotes[-1].alive)
+        cache.failed(zygote, "its parent is dead")
+        cache.failed(zygote, "said twice")
+        await settled(cache)
+    assert cache.choose(wanted("base")) is None
+    await cache.close()
+    assert (await make()).choose(wanted("base")) is not None
+
+
 async def test_shrinking_frees_idle_zygotes_and_keeps_those_with_descendants(
     make: Make, pool: FakeZygotePool, tmp_path: Path
 ) -> None:
