@@ -8,6 +8,7 @@ import pytest
 
 from ol_sandbox_sock.pool import SockPool
 from ol_sandbox_sock.settings import SockSettings
+from olcore.errors import SandboxError
 from olcore.interfaces import SandboxPool, WorkerContext, ZygotePool, ZygoteSpec
 from olcore.testing.rendezvous import Rig
 from olcore.testing.zygotes import ZygoteContract
@@ -22,6 +23,38 @@ class TestSockZygotes(ZygoteContract):
         await pool.start()
         yield pool
         await pool.close()
+
+    @pytest.mark.parametrize(
+        ("start", "told"),
+        [
+            ("threading.Thread(target=wait, daemon=True, name='ticker').start()", "ticker"),
+            ("_thread.start_new_thread(wait, ())", "a thread without a name"),
+        ],
+    )
+    async def test_imports_that_start_a_thread_of_python_are_refused(
+        self, pool: ZygotePool, context: WorkerContext, start: str, told: str
+    ) -> None:
+        folder = context.packages_dir / "busy-1"
+        folder.mkdir()
+        (folder / "busy.py").write_text(
+            f"import _thread, threading\ndef wait():\n    threading.Event().wait()\n{start}\n"
+        )
+        with pytest.raises(SandboxError, match=told):
+            await pool.create_zygote(self.spec(context, "busy-1", imports=("busy",)), None)
+
+    async def test_imports_whose_threads_have_ended_are_welcome(
+        self, pool: ZygotePool, context: WorkerContext
+    ) -> None:
+        folder = context.packages_dir / "brief-1"
+        folder.mkdir()
+        (folder / "brief.py").write_text(
+            "import threading\nfor _ in range(20):\n"
+            "    one = threading.Thread(target=int)\n    one.start()\n    one.join()\n"
+        )
+        spec = self.spec(context, "brief-1", imports=("brief",))
+        parent = await pool.create_zygote(spec, None)
+        child = self.spec(context, "base-1", "brief-1", imports=("base",))
+        assert (await pool.create_zygote(child, parent)).alive
 
     async def test_two_instances_of_a_snapshot_share_its_set_up_and_nothing_random(
         self, pool: ZygotePool, context: WorkerContext, rig: Rig

@@ -16,6 +16,7 @@ import socket
 import sys
 import threading
 import traceback
+from _thread import _count as count_threads
 from typing import TYPE_CHECKING
 
 from olguest import imports
@@ -152,16 +153,28 @@ def _import_and_run(control: socket.socket, run: Callable[[socket.socket], None]
     sys.path[:] = [*order["sys_path"], *sys.path]
     if code:
         os.chdir("/handler")  # where the handler finds itself when it is not in a snapshot
+    inherited = count_threads()  # a fork does not reset it
     with imports.Recorder(memory=True) as recorder:
         for module in order["imports"]:
             __import__(module)
     sys.stdout.flush()
     sys.stderr.flush()
-    _tell(control, recorder)
+    _tell(control, recorder, _threads(inherited))
     run(control)
 
 
-def _tell(control: socket.socket, recorder: imports.Recorder) -> None:
+def _threads(inherited: int) -> str:
+    """Name the threads that the imports left running; *inherited* is how many Python counted before."""
+    # Threads of C libraries come back by their own fork handlers (OpenBLAS does so); Python's do not.
+    names = [
+        thread.name for thread in threading.enumerate() if thread is not threading.main_thread()
+    ]
+    # What _thread started is in no list; and what a C library made into a thread of Python is not in the count.
+    nameless = count_threads() - inherited - len(names)
+    return ", ".join(names + ["a thread without a name"] * (nameless > 0))
+
+
+def _tell(control: socket.socket, recorder: imports.Recorder, threads: str) -> None:
     """Report the imports in packets that fit; the last says that it is."""
     size = 200
     records = recorder.records
@@ -170,13 +183,7 @@ def _tell(control: socket.socket, recorder: imports.Recorder) -> None:
     missed = sorted(recorder.missed)
     for start in range(0, len(missed), size):
         messages.send(control, {"missed": missed[start : start + size]})
-    # Threads of C libraries come back by their own fork handlers (OpenBLAS does so); Python's do not.
-    threads = [
-        thread.name for thread in threading.enumerate() if thread is not threading.main_thread()
-    ]
-    messages.send(
-        control, {"done": True, "threads": ", ".join(threads), "private_kb": _private_kb()}
-    )
+    messages.send(control, {"done": True, "threads": threads, "private_kb": _private_kb()})
 
 
 def _private_kb() -> int:
