@@ -16,7 +16,7 @@ from click.core import ParameterSource
 from rich.console import Console
 from rich.progress import Progress as Bar
 
-from olcore.cli.common import cluster_option, worker_of
+from olcore.cli.common import cluster_option, worker_names, worker_of
 from olcore.cluster import WorkerDir
 from olcore.handlers.compiling import SandboxCompiler
 from olcore.handlers.packages import LOCKS, Packages
@@ -24,7 +24,7 @@ from olcore.handlers.packages.inventory import Installed, inventory, prune
 from olcore.interfaces import Registry, RegistryContext, SandboxPool, WorkerContext
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
 
     from olcore.cluster import Cluster
     from olcore.config import Settings
@@ -57,8 +57,9 @@ def packages(context: click.Context, cluster: Cluster, as_json: bool) -> None:
     context.meta[_CLUSTER] = cluster
     if context.invoked_subcommand is not None:
         return
-    folder = Path(_settings(context.obj, cluster).core.packages_dir)
-    found = inventory(folder, folder / LOCKS)
+    settings = _settings(context.obj, cluster)
+    folder = Path(settings.core.packages_dir)
+    found = inventory(folder, folder / LOCKS, _preloaded(context.obj, cluster, settings))
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(found)).decode())
     else:
@@ -69,12 +70,13 @@ def packages(context: click.Context, cluster: Cluster, as_json: bool) -> None:
 @cluster_option
 @click.pass_context
 def prune_unused(context: click.Context, cluster: Cluster) -> None:
-    """Remove the packages that no handler in the registry uses."""
+    """Remove the packages that no handler in the registry uses, nor a tree that import caches preload."""
     if context.get_parameter_source("cluster") is ParameterSource.DEFAULT:
         cluster = context.meta[_CLUSTER]  # given before the word prune, if anywhere
     plugins: Plugins = context.obj
     settings = _settings(plugins, cluster)
-    removed = asyncio.run(_prune(plugins, settings))
+    preloaded = _preloaded(plugins, cluster, settings)
+    removed = asyncio.run(_prune(plugins, settings, preloaded))
     for one in removed:
         click.echo(f"removed {one.wheel} ({_mib(one.size_bytes)})")
     click.echo(f"freed {_mib(sum(one.size_bytes for one in removed))}")
@@ -84,7 +86,8 @@ def lines(found: Sequence[Installed]) -> Iterator[str]:
     """Write a table of wheels, its total at the end."""
     width = max([len(one.wheel) for one in found], default=0)
     for one in found:
-        users = ", ".join(one.used_by) or "nobody"
+        cache = ("the import cache",) if one.is_preloaded else ()
+        users = ", ".join((*one.used_by, *cache)) or "nobody"
         yield f"{one.wheel.ljust(width)}  {_mib(one.size_bytes):>10}  used by {users}"
     yield f"{len(found)} packages, {_mib(sum(one.size_bytes for one in found))}"
 
@@ -96,6 +99,19 @@ def _mib(size: int) -> str:
 def _settings(plugins: Plugins, cluster: Cluster) -> Settings:
     # As a worker would be configured that starts now; the name leads to no file, so the template counts.
     return worker_of(cluster, _name(), plugins).settings
+
+
+def _preloaded(plugins: Plugins, cluster: Cluster, template: Settings) -> set[str]:
+    """Name the wheels that an import cache of any worker imports at start, or would if it were started now."""
+    found: set[str] = set()
+    for name in (*worker_names(cluster), _name()):
+        for settings in (worker_of(cluster, name, plugins).settings, template):
+            core = settings.core
+            if core.import_cache:
+                backend = plugins.import_cache(core.import_cache)
+                own = settings.backends[core.import_cache]
+                found |= {*backend.preloads(own, cluster.worker_dir(name), Path(core.packages_dir))}
+    return found
 
 
 def _name() -> str:
@@ -157,12 +173,14 @@ async def _install(
         return counts
 
 
-async def _prune(plugins: Plugins, settings: Settings) -> Sequence[Installed]:
+async def _prune(
+    plugins: Plugins, settings: Settings, preloaded: Collection[str]
+) -> Sequence[Installed]:
     folder = Path(settings.core.packages_dir)
     async with AsyncExitStack() as undo:
         registry = await _registry(undo, plugins, settings)
         names = {version.name for version in await registry.names()}
-        return await prune(folder, folder / LOCKS, names)
+        return await prune(folder, folder / LOCKS, names, preloaded)
 
 
 async def _registry(undo: AsyncExitStack, plugins: Plugins, settings: Settings) -> Registry:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Generic
 
 import msgspec
@@ -73,6 +74,10 @@ def _usable(_settings: object) -> str | None:
     return None
 
 
+def _nothing(_settings: object, _worker_dir: Path, _packages_dir: Path) -> Collection[str]:
+    return ()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImportCacheBackend(Generic[Settings]):
     """The description of an import cache."""
@@ -82,3 +87,6 @@ class ImportCacheBackend(Generic[Settings]):
     settings: type[Settings]
     make: Callable[[WorkerContext, Settings, ZygotePool], ImportCache]
     why_unusable: Callable[[Settings], str | None] = _usable
+    preloads: Callable[[Settings, Path, Path], Collection[str]] = _nothing
+    """Names the wheels that the operator asked it to import, which are kept though no handler uses them; given
+    ``worker_dir`` and ``packages_dir`` of a worker that need not run. Raises ConfigError when it cannot tell."""

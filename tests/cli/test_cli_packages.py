@@ -14,7 +14,7 @@ import pytest
 
 from olcore import hookimpl
 from olcore.cli.main import make_group
-from olcore.errors import HandlerNotFoundError, PackagesError
+from olcore.errors import ConfigError, HandlerNotFoundError, PackagesError
 from olcore.interfaces import SandboxBackend
 from olcore.plugins import Plugins
 from olcore.testing.fakes import FakePool
@@ -112,3 +112,22 @@ def test_prune_removes_what_no_handler_uses(run: Run, cluster: Path) -> None:
     assert run("packages", "prune").startswith("removed alpha-1.0-py3-none-any (")
     assert run("packages").count("used by two") == 1
     assert run("install", "two") == "two: 1 package in place\n"
+
+
+def test_prune_keeps_what_an_import_cache_preloads(run: Run, cluster: Path) -> None:
+    run("install", "one", "two")
+    tree = cluster / "workers" / "worker-0" / "tree.json"
+    tree.parent.mkdir()
+    tree.write_text('{"packages": ["missing", "alpha"]}')
+    template = cluster / "config" / "template.json"
+    own = {"import_cache": "tree", "tree": {"import_cache_tree": "tree.json"}}
+    template.write_text(json.dumps(json.loads(template.read_text()) | own))
+    shutil.rmtree(cluster / "registry" / "one")
+    shutil.rmtree(cluster / "registry" / "two")
+    assert run("packages", "prune") == "freed 0.0 MiB\n"
+    assert run("packages").count("used by the import cache") == 2
+    tree.write_text("{")
+    with pytest.raises(ConfigError, match=r"tree\.json"):
+        run("packages", "prune")
+    tree.unlink()
+    assert run("packages", "prune").count("removed") == 2

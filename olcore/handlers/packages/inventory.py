@@ -28,14 +28,17 @@ class Installed(msgspec.Struct, frozen=True, kw_only=True):
     size_bytes: int
     used_by: tuple[str, ...]
     """The handlers whose newest known version wants it, sorted."""
+    is_preloaded: bool = False
+    """Whether an import cache imports it at start, whoever uses it."""
 
 
-def inventory(packages: Path, lock_dir: Path) -> list[Installed]:
+def inventory(packages: Path, lock_dir: Path, preloaded: Collection[str] = ()) -> list[Installed]:
     """List the wheels in *packages*, sorted by name.
 
     Args:
         packages: The ``packages`` folder.
         lock_dir: Where the lock files are.
+        preloaded: The wheels that import caches import at start.
     """
     used: dict[str, list[str]] = {}
     for user in locks.users(lock_dir):
@@ -46,18 +49,22 @@ def inventory(packages: Path, lock_dir: Path) -> list[Installed]:
             wheel=folder.name,
             size_bytes=contents.size_bytes(folder),
             used_by=tuple(used.get(folder.name, ())),
+            is_preloaded=folder.name in preloaded,
         )
         for folder in installed(packages)
     ]
 
 
-async def prune(packages: Path, lock_dir: Path, handlers: Collection[str]) -> Sequence[Installed]:
-    """Remove the wheels that none of *handlers* uses, and say which.
+async def prune(
+    packages: Path, lock_dir: Path, handlers: Collection[str], preloaded: Collection[str] = ()
+) -> Sequence[Installed]:
+    """Remove the wheels that none of *handlers* and no import cache uses, and say which.
 
     Args:
         packages: The ``packages`` folder.
         lock_dir: Where the lock files are.
         handlers: Every handler there is; what is known of others is forgotten.
+        preloaded: The wheels that import caches import at start.
 
     Raises:
         PackagesError: A worker is preparing packages, and does not come to an end.
@@ -69,7 +76,8 @@ async def prune(packages: Path, lock_dir: Path, handlers: Collection[str]) -> Se
             for user in locks.users(lock_dir):
                 if user.handler not in handlers:
                     locks.forget(lock_dir, user.handler)
-            unused = [one for one in inventory(packages, lock_dir) if not one.used_by]
+            found = inventory(packages, lock_dir, preloaded)
+            unused = [one for one in found if not one.used_by and not one.is_preloaded]
             _remove(packages, [one.wheel for one in unused])
             return unused
     except TimeoutError as error:

@@ -139,6 +139,20 @@ def plan(
         yield from plan(child, installed, wheels)
 
 
+def wheels_of(branch: Branch, packages: Path) -> set[str]:
+    """Name the installed wheels that *branch* and what is below it stand for, dependencies included."""
+    installed = Installed(packages)
+    found: set[str] = set()
+    todo = [branch]
+    while todo:
+        one = todo.pop()
+        todo += one.children
+        # A node is not made while one of its packages is missing; the others are kept for when it is there.
+        for folder in filter(None, map(installed.find, one.packages)):
+            found |= {wheel.name for wheel in installed.with_dependencies(folder)}
+    return found
+
+
 def top_level(folder: Path) -> list[str]:
     """Name the public modules and packages at the top of a wheel."""
     names = []
