@@ -65,6 +65,8 @@ class TreeCache(ImportCache):
         self._zygotes: dict[str, Zygote] = {}
         self._retired: list[Zygote] = []
         self._preload: preload.Branch | None = None
+        self._missing: list[str] = []
+        """What of it is not installed, as the log says already."""
         self._numbers = itertools.count()
         self._stir = asyncio.Event()
         self._settled = asyncio.Event()
@@ -237,9 +239,10 @@ class TreeCache(ImportCache):
                 wheels=planned.wheels, imports=planned.imports, parent=parent, value=0.0, bytes=1
             )
             await self._grow(plan, pinned=True)
-        if missing:
+        if missing and missing != self._missing:
             _log.info("import cache: not installed, so not preloaded: %s", ", ".join(missing))
-        else:
+        self._missing = missing
+        if not missing:
             self._preload = None
 
     async def _make_room(self, plan: Plan) -> bool:

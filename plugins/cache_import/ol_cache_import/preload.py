@@ -60,7 +60,8 @@ def read(file: Path) -> Branch:
         return msgspec.json.decode(file.read_bytes(), type=Branch)
     except OSError as error:
         raise ConfigError(
-            f"import_cache_tree: cannot read {str(file)!r}: {error.strerror}"
+            f"import_cache_tree: cannot read {str(file)!r}: {error.strerror}",
+            hint="a relative path counts from each worker's own folder; an absolute one does for all of them",
         ) from error
     except msgspec.DecodeError as error:
         raise ConfigError(f"import_cache_tree: {str(file)!r}: {error}") from error

@@ -290,13 +290,16 @@ async def test_a_packages_dependencies_are_on_its_zygotes_path(
 
 
 async def test_a_package_of_the_tree_that_is_not_installed_is_made_when_it_is(
-    make: Make, context: WorkerContext
+    make: Make, context: WorkerContext, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO")
     (context.worker_dir / "tree.json").write_text(
         '{"packages": ["late==1.0"], "imports": ["late"]}'
     )
     cache = await make(import_cache_tree="tree.json")
     assert cache.describe() == []
+    await started(cache, wanted("turbo"))
+    assert caplog.text.count("not preloaded: late==1.0") == 1
     folder = context.packages_dir / "late-1.0-py3-none-any"
     folder.mkdir()
     (folder / "late.py").write_text("")
