@@ -9,6 +9,7 @@ zygote's own control socket, so that the parent, from which strangers are forked
 
 from __future__ import annotations
 
+import ctypes  # noqa: TID251 - for the interpreter's own API, and not for libc
 import os
 import random
 import signal
@@ -16,7 +17,6 @@ import socket
 import sys
 import threading
 import traceback
-from _thread import _count as count_threads
 from typing import TYPE_CHECKING
 
 from olguest import imports
@@ -153,25 +153,41 @@ def _import_and_run(control: socket.socket, run: Callable[[socket.socket], None]
     sys.path[:] = [*order["sys_path"], *sys.path]
     if code:
         os.chdir("/handler")  # where the handler finds itself when it is not in a snapshot
-    inherited = count_threads()  # a fork does not reset it
     with imports.Recorder(memory=True) as recorder:
         for module in order["imports"]:
             __import__(module)
     sys.stdout.flush()
     sys.stderr.flush()
-    _tell(control, recorder, _threads(inherited))
+    _tell(control, recorder, _threads())
     run(control)
 
 
-def _threads(inherited: int) -> str:
-    """Name the threads that the imports left running; *inherited* is how many Python counted before."""
+def _threads() -> str:
+    """Name the threads of Python there are beside this one."""
     # Threads of C libraries come back by their own fork handlers (OpenBLAS does so); Python's do not.
     names = [
         thread.name for thread in threading.enumerate() if thread is not threading.main_thread()
     ]
-    # What _thread started is in no list; and what a C library made into a thread of Python is not in the count.
-    nameless = count_threads() - inherited - len(names)
-    return ", ".join(names + ["a thread without a name"] * (nameless > 0))
+    # What _thread started is not among these.
+    return ", ".join(names) or ("a thread without a name" if _is_accompanied() else "")
+
+
+def _is_accompanied() -> bool:
+    """Whether the interpreter knows another thread than this one, which must be the oldest.
+
+    ``_thread._count()`` knows a new thread only when it has run for the first time; but its state is put at the head of
+    the interpreter's list before its start returns. The states are compared and not looked into: a thread may end
+    at any time, and its state with it.
+    """
+    api = ctypes.pythonapi
+    get, head, own = (
+        api.PyInterpreterState_Get,
+        api.PyInterpreterState_ThreadHead,
+        api.PyThreadState_Get,
+    )
+    get.restype = head.restype = own.restype = ctypes.c_void_p
+    newest, this = head(ctypes.c_void_p(get())), own()
+    return bool(newest != this)
 
 
 def _tell(control: socket.socket, recorder: imports.Recorder, threads: str) -> None:
