@@ -18,10 +18,11 @@ from rich.progress import Progress as Bar
 
 from olcore.cli.common import cluster_option, worker_names, worker_of
 from olcore.cluster import WorkerDir
+from olcore.config import worker_context
 from olcore.handlers.compiling import SandboxCompiler
 from olcore.handlers.packages import LOCKS, Packages
 from olcore.handlers.packages.inventory import Installed, inventory, prune
-from olcore.interfaces import Registry, RegistryContext, SandboxPool, WorkerContext
+from olcore.interfaces import Registry, RegistryContext, SandboxPool
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence
@@ -205,15 +206,7 @@ async def _pool(
     core = settings.core
     for folder in (own / core.sandbox, own / "handlers"):
         folder.mkdir()
-    context = WorkerContext(
-        cluster_name=core.cluster_name,
-        worker_name=own.name,
-        worker_dir=own,
-        base_dir=Path(core.base_dir),
-        packages_dir=Path(core.packages_dir),
-        limits=core.limits,
-        network=core.network,
-    )
+    context = worker_context(own.name, core)
     context.packages_dir.mkdir(parents=True, exist_ok=True)
     context.base_dir.mkdir(parents=True, exist_ok=True)
     made: Any = plugins.sandbox(core.sandbox).make(context, settings.backends[core.sandbox])

@@ -77,9 +77,9 @@ class SandboxCompiler:
     async def __call__(self, folder: Path) -> None:
         """Compile every source below *folder*; without success it is as good as before, but slower."""
         async with self._turn:
-            self._make_ready()
             instance = self._instance(folder)
             try:
+                self._make_ready()
                 await instance.start(self._pool, None)
                 seen_as = json.dumps(f"/packages/{folder.name}").encode()
                 await instance.channel.call(seen_as, _LIMITS.timeout_s)

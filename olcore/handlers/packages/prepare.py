@@ -116,7 +116,11 @@ class Packages:
 
     async def compile(self, code: Path) -> None:
         """Put bytecode beside the sources of the handler in *code*, unless it has some or is quicker without; never fails."""
-        if await asyncio.to_thread(contents.is_worth_compiling, code):
+        try:
+            is_worth_it = await asyncio.to_thread(contents.is_worth_compiling, code)
+        except FileNotFoundError:
+            return  # replaced by newer code meanwhile
+        if is_worth_it:
             await self._compile(code)
 
     async def get(self, wanted: Sequence[str]) -> tuple[Wheel, ...]:

@@ -71,27 +71,17 @@ class Growth:
         self._kb_of = kb_of
         self._modules_of: dict[str, frozenset[str]] = {}
 
-    def next(self, now_s: float, refused: frozenset[frozenset[str]] = frozenset()) -> Plan | None:
-        """Plan the node that is worth most for its memory; ``None`` when nothing is worth a node.
+    def search(
+        self, now_s: float, refused: frozenset[frozenset[str]] = frozenset()
+    ) -> Generator[None, None, Plan | None]:
+        """Plan the node that is worth most for its memory, in steps of a few milliseconds; ``None`` when none is worth it.
+
+        Requests may be served between the steps. The tree may lose nodes meanwhile, so the plan's parent may be gone
+        when it is told.
 
         Args:
             now_s: Now.
             refused: Sets of wheels that do not come into question this time.
-        """
-        search = self.search(now_s, refused)
-        while True:
-            try:
-                next(search)
-            except StopIteration as end:
-                plan: Plan | None = end.value
-                return plan
-
-    def search(
-        self, now_s: float, refused: frozenset[frozenset[str]]
-    ) -> Generator[None, None, Plan | None]:
-        """Do what ``next`` does in steps of a few milliseconds, between which requests may be served.
-
-        The tree may lose nodes in between, so the plan's parent may be gone when it is told.
         """
         demands = self._demands(now_s)
         plans = {}
